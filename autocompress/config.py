@@ -1,0 +1,150 @@
+"""What one search needs: TOML and flags -> `StudyConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self, get_type_hints
+
+from autocompress.documents import SplitTokens
+from autocompress.errors import ConfigError
+from autocompress.levels import Level, parse_level
+from autocompress.spaces import Pin, parse_pin
+from autocompress.tables import check_keys, did_you_mean, read_toml
+
+DTYPES = ("auto", "bfloat16", "float32")
+METHODS = ("gptq", "rtn")
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Everything a search needs; values only, nothing is opened or loaded.
+
+    Raises:
+        AutocompressError: a value is out of range (`ConfigError`), a pin (`SpaceError`), a level
+            (`LevelError`) or split sizes (`CalibrationError`) are wrong.
+    """
+
+    model: str | None = None  # folder, GGUF file or Hub id; None is the default model
+    space: str = "quant-2-8"  # name of a built-in search space, or path of a TOML file
+    budgets: tuple[str, ...] = ()  # upper limits, '3.5bits'; empty only to build a database
+    pins: tuple[str, ...] = ()  # 'pattern=level', win over those of the space
+    calibration: str | None = None  # what `read_documents` reads; None is the built-in text
+    window: int = 512  # tokens per window, at least 2
+    tokens: SplitTokens = field(default_factory=SplitTokens)  # tokens per split
+    seed: int = 0  # 0 ... 2**32 - 1; splits, windows and strategies derive from it
+    strategy: str = "auto"  # name in the strategy registry
+    sensitivity_tokens: int = 8192  # search tokens the gradients see; a multiple of `window`
+    generations: int | None = None  # of evolution, at least 0; None is the strategy's default
+    offspring: int | None = None  # per generation, at least 1; None is the strategy's default
+    method: str = "gptq"  # how the database rounds: 'gptq' or 'rtn'
+    prefix: str = "dense"  # level of the earlier blocks that calibration activations pass through
+    dtype: str = "auto"  # of forwards: 'auto' (fast and safe here), 'bfloat16' or 'float32'
+    out: Path = Path("compressed")  # folder of the result
+    run: Path | None = None  # folder of database and study; None is `<out>.run`
+    storage: str | None = None  # of the Optuna study, an URL or a path; None is a journal in `run`
+
+    def __post_init__(self) -> None:
+        self._check_strings()
+        self._check_choices()
+        self.tokens.check_window(self.window)
+        self._check_numbers()
+        self.prefix_level()
+        self.parsed_pins()
+
+    @property
+    def run_folder(self) -> Path:
+        """Where database and study live."""
+        return self.run or self.out.with_name(f"{self.out.name}.run")
+
+    def prefix_level(self) -> Level:
+        """`prefix` as a level."""
+        return parse_level(self.prefix)
+
+    def parsed_pins(self) -> tuple[Pin, ...]:
+        """`pins` as (pattern, level)."""
+        return tuple(parse_pin(pin) for pin in self.pins)
+
+    def _check_choices(self) -> None:
+        for name, choices in (("dtype", DTYPES), ("method", METHODS)):
+            got = getattr(self, name)
+            if got not in choices:
+                hint = did_you_mean(str(got), choices)
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}. Got '{got}'.{hint}")
+
+    def _check_numbers(self) -> None:
+        _check_range("seed", self.seed, 0, 2**32 - 1)
+        _check_range("generations", self.generations, 0, 10**9)
+        _check_range("offspring", self.offspring, 1, 10**6)
+        _check_range("sensitivity_tokens", self.sensitivity_tokens, 1, self.tokens.search)
+        if self.sensitivity_tokens % self.window:
+            raise ConfigError(
+                f"sensitivity_tokens must be a multiple of the window, {self.window}. "
+                f"Got {self.sensitivity_tokens}."
+            )
+
+    def _check_strings(self) -> None:
+        for name in ("model", "space", "calibration", "strategy", "storage"):
+            got = getattr(self, name)
+            if got is not None and not got.strip():
+                raise ConfigError(f"{name} must not be blank. Name one, or leave it out.")
+        for name in ("budgets", "pins"):
+            got = getattr(self, name)
+            if isinstance(got, str):  # a tuple of its characters would follow
+                raise ConfigError(f"{name} must be a tuple of strings. Got '{got}' alone.")
+        if any(not budget.strip() for budget in self.budgets):
+            raise ConfigError("a budget must not be blank. Write a limit such as '3.5bits'.")
+
+    @classmethod
+    def from_toml(cls, path: Path, **flags: Any) -> Self:
+        """The study in a TOML file; paths in it are relative to the current directory.
+
+        Args:
+            path: keys are the fields of this class; split sizes stand in a table `[tokens]`.
+            flags: fields that win over the file, already typed.
+
+        Raises:
+            AutocompressError: not readable, not TOML, an unknown key or a wrong value.
+        """
+        table, _ = read_toml(path, ConfigError)
+        values = _typed(table, cls, f"{path}: ")
+        return cls(**{**values, **flags})
+
+
+def _check_range(name: str, value: int | None, low: int, high: int) -> None:
+    """Check an optional integer; both limits are allowed values."""
+    if value is not None and not low <= value <= high:
+        raise ConfigError(f"{name} must be between {low} and {high}. Got {value}.")
+
+
+def _typed(table: Mapping[str, Any], cls: type, where: str) -> dict[str, Any]:
+    """The values of a TOML table as the types of the dataclass's fields."""
+    hints = get_type_hints(cls)
+    check_keys(table, [f.name for f in fields(cls)], ConfigError, where)
+    return {key: _value(hints[key], raw, f"{where}{key}") for key, raw in table.items()}
+
+
+def _value(hint: Any, raw: Any, where: str) -> Any:
+    """A TOML value as one field's type."""
+    if hint is SplitTokens and isinstance(raw, Mapping):
+        return SplitTokens(**_typed(raw, SplitTokens, f"{where}."))
+    if hint == tuple[str, ...] and isinstance(raw, list) and all(isinstance(v, str) for v in raw):
+        return tuple(raw)
+    if hint in (int, int | None) and isinstance(raw, int) and not isinstance(raw, bool):
+        return raw
+    if hint in (str, str | None) and isinstance(raw, str):
+        return raw
+    if hint in (Path, Path | None) and isinstance(raw, str) and raw.strip():
+        return Path(raw)
+    raise ConfigError(f"{where} must be {_wanted(hint)}. Got {raw!r}.")
+
+
+def _wanted(hint: Any) -> str:
+    if hint is SplitTokens:
+        return "a table with calibrate, search, validate, test"
+    if hint == tuple[str, ...]:
+        return 'a list of strings, such as ["3.5bits"]'
+    if hint in (int, int | None):
+        return "an integer"
+    return "a string that is not blank" if hint in (Path, Path | None) else "a string"

@@ -1,0 +1,246 @@
+"""The types every part shares. Standard library only; all values are frozen and hashable."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from autocompress.errors import SpaceError
+from autocompress.levels import Level, Shape
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One linear map as the runtime sees it; its modules always share one level.
+
+    Args:
+        name: unique; the module's name, or the joined name of tied modules.
+        modules: dotted names in the model; fused q/k/v is one layer with three modules.
+        shapes: (out, in) of each module's weight.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+
+    @property
+    def weights(self) -> int:
+        """Dense parameters of the layer."""
+        return sum(rows * width for rows, width in self.shapes)
+
+    def storage_bits(self, level: Level) -> int:
+        """Bits on disk of the whole layer at `level`."""
+        return sum(level.storage_bits(shape) for shape in self.shapes)
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """One level per layer, aligned with the space's layers: the genome and the cache key."""
+
+    levels: tuple[Level, ...]
+
+    def swap(self, index: int, level: Level) -> Allocation:
+        """A copy with layer `index` at `level`."""
+        return Allocation((*self.levels[:index], level, *self.levels[index + 1 :]))
+
+    @cached_property
+    def key(self) -> str:
+        """Hex digest that names this allocation on disk (128 bits)."""
+        return hashlib.sha256("\n".join(map(str, self.levels)).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The layers and the levels each may take: the only definition of legality."""
+
+    name: str
+    layers: tuple[Layer, ...]
+    levels: tuple[tuple[Level, ...], ...]  # per layer, in file order, no duplicates
+
+    def __contains__(self, allocation: Allocation) -> bool:
+        return len(allocation.levels) == len(self.layers) and all(
+            level in allowed for level, allowed in zip(allocation.levels, self.levels, strict=True)
+        )
+
+    @property
+    def weights(self) -> int:
+        """Dense parameters in scope: the denominator of effective bits."""
+        return sum(layer.weights for layer in self.layers)
+
+    def all_levels(self) -> tuple[Level, ...]:
+        """Every level some layer may take, in first-seen order."""
+        return tuple(dict.fromkeys(level for allowed in self.levels for level in allowed))
+
+    def uniform_levels(self) -> tuple[Level, ...]:
+        """The levels that every layer with a choice may take."""
+        free = [allowed for allowed in self.levels if len(allowed) > 1]
+        return tuple(
+            level for level in self.all_levels() if all(level in allowed for allowed in free)
+        )
+
+    def uniform(self, level: Level) -> Allocation:
+        """`level` on every layer with a choice; pinned layers keep their only level.
+
+        Raises:
+            SpaceError: a layer with a choice cannot take `level`.
+        """
+        for layer, allowed in zip(self.layers, self.levels, strict=True):
+            if level not in allowed and len(allowed) > 1:
+                raise SpaceError(
+                    f"a uniform level must be allowed on every free layer. Got {level}, which "
+                    f"'{layer.name}' cannot take ({', '.join(map(str, allowed))})."
+                )
+        return Allocation(
+            tuple(level if level in allowed else allowed[0] for allowed in self.levels)
+        )
+
+    def neighbours(self, allocation: Allocation, index: int) -> tuple[Level, ...]:
+        """The other levels layer `index` may take."""
+        return tuple(level for level in self.levels[index] if level != allocation.levels[index])
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """Which tokens an evaluation saw; only losses of one fidelity are comparable.
+
+    Args:
+        tokens: number of tokens, whole windows.
+        seed: picks the windows out of the split.
+        split: 'search', 'validate' or 'test'.
+    """
+
+    tokens: int
+    seed: int = 0
+    split: str = "search"
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """An additive cost: `base + sum(entries[i][level])`.
+
+    Sizes are integers, so sums are exact and a limit is never exceeded by one bit.
+
+    Args:
+        name: what budgets refer to ('bits', 'bytes', ...).
+        unit: of `base` and `entries`.
+        base: cost of everything outside the space.
+        entries: per layer, level -> cost.
+    """
+
+    name: str
+    unit: str
+    base: float
+    entries: tuple[Mapping[Level, float], ...]
+
+    def total(self, allocation: Allocation) -> float:
+        """Cost of a whole allocation, in `unit`."""
+        return self.base + sum(
+            entry[level] for entry, level in zip(self.entries, allocation.levels, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """An upper limit on one named cost, in that table's unit.
+
+    Args:
+        cost: name of the cost table.
+        limit: inclusive, in the table's unit.
+        text: as the user wrote it ('3.5bits').
+    """
+
+    cost: str
+    limit: float
+    text: str
+
+
+class Score(NamedTuple):
+    """Quality of one model on some windows.
+
+    Args:
+        loss: mean KL(dense || candidate), nats/token; lower is better.
+        perplexity: exp of the mean negative log-likelihood of the next token.
+        stderr: standard error of `loss` over windows, nats/token.
+    """
+
+    loss: float
+    perplexity: float
+    stderr: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One finished evaluation.
+
+    Args:
+        number: position in the study.
+        loss: mean KL(dense || candidate), nats/token; lower is better.
+        costs: aligned with `Problem.costs`.
+        perplexity: exp of the mean negative log-likelihood on the same tokens.
+        origin: who proposed it ('uniform w3g64', 'ilp', 'evolution').
+        stderr: standard error of `loss` over windows, nats/token.
+    """
+
+    number: int
+    allocation: Allocation
+    fidelity: Fidelity
+    loss: float
+    costs: tuple[float, ...]
+    perplexity: float
+    origin: str
+    stderr: float = 0.0
+
+
+Evaluate = Callable[[Sequence[Allocation], Fidelity, str], list[Trial]]  # (…, origin)
+Sensitivities = tuple[Mapping[Level, float], ...]  # per layer, level -> predicted nats/token
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a strategy sees: numbers only, never a model.
+
+    Args:
+        evaluate: (allocations, fidelity, origin) -> trials, answered from the study when known.
+        sensitivities: number of tokens -> predicted loss increase of each (layer, level).
+        window: tokens per window; fidelities are multiples of it.
+        tokens: size of the search split.
+    """
+
+    space: SearchSpace
+    costs: tuple[CostTable, ...]
+    budgets: tuple[Budget, ...]
+    evaluate: Evaluate
+    sensitivities: Callable[[int], Sensitivities]
+    window: int
+    tokens: int
+
+    def table(self, name: str) -> CostTable:
+        """The cost table called `name`."""
+        return next(table for table in self.costs if table.name == name)
+
+    def fits(self, allocation: Allocation) -> bool:
+        """Whether the allocation meets every budget."""
+        return all(self.table(b.cost).total(allocation) <= b.limit for b in self.budgets)
+
+    def fidelity(self, tokens: int, seed: int = 0) -> Fidelity:
+        """Whole windows of at most `tokens` tokens of the search split, one at least.
+
+        All windows are the same windows under any seed, so the whole split has seed 0.
+        """
+        windows, available = max(1, tokens // self.window), max(1, self.tokens // self.window)
+        if windows >= available:
+            return Fidelity(available * self.window)
+        return Fidelity(windows * self.window, seed)
+
+
+class Strategy(Protocol):
+    """A search algorithm: settings are fields, run state is local variables."""
+
+    def __call__(self, problem: Problem, rng: np.random.Generator) -> Iterator[Trial]:
+        """Yield the incumbent after every step."""

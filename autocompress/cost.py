@@ -1,0 +1,204 @@
+"""What allocations cost, the budgets that limit them, and the best choice within budgets."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from autocompress.core import Allocation, Budget, CostTable, SearchSpace
+from autocompress.errors import BudgetError
+from autocompress.knapsack import Limit, Prices, cheapest, solve_knapsack
+from autocompress.levels import Dense
+
+# unit -> bytes; with 'bits', everything a budget can be written in
+BYTES = {
+    "B": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+}
+UNITS = ("bits", *BYTES)
+LATER = {  # unit -> what it will limit
+    "ms": "latency",
+    "tokens/s": "speed",
+    "x": "compression",
+    "KL": "loss",
+    "%": "size relative to dense",
+}
+
+# The exponent has two digits because 1e999999999 would be computed exactly, for hours.
+_BUDGET = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?)\s*(\S*)")
+_LONGEST = 40  # characters of a budget; Python refuses to read integers of 4300 digits
+
+
+def size_tables(
+    space: SearchSpace,
+    other_bytes: int,  # bytes of the model file outside the space
+) -> tuple[CostTable, CostTable]:
+    """The tables 'bits' (of the space's weights) and 'bytes' (of the whole model file).
+
+    Effective bits are `bits / space.weights`: always derived, never stored. Every level stores
+    whole bytes, so both tables are exact integers.
+    """
+    bits = tuple(
+        {level: layer.storage_bits(level) for level in allowed}
+        for layer, allowed in zip(space.layers, space.levels, strict=True)
+    )
+    whole = tuple({level: count // 8 for level, count in entry.items()} for entry in bits)
+    return CostTable("bits", "bits", 0, bits), CostTable("bytes", "bytes", other_bytes, whole)
+
+
+def parse_budget(text: str, space: SearchSpace) -> Budget:
+    """The budget that `text` writes: `3.5bits` per weight in scope, or `90MB` of model file.
+
+    Args:
+        text: a positive number and a unit: bits, B, kB, MB, GB, KiB, MiB, GiB.
+        space: its number of weights turns effective bits into bits.
+
+    Returns:
+        The limit in whole bits or whole bytes, rounded down, computed exactly.
+
+    Raises:
+        BudgetError: no number, not positive, or a unit that is not one of these.
+    """
+    match = _BUDGET.fullmatch(text.strip()) if len(text) <= _LONGEST else None
+    if match is None or Fraction(match[1]) <= 0:
+        raise _unreadable(text, "")
+    number, unit = Fraction(match[1]), match[2]
+    if unit in LATER:
+        raise _unreadable(text, f": {LATER[unit]} cannot be limited yet")
+    if unit not in UNITS:
+        near = [known for known in UNITS if known.lower() == unit.lower()]
+        near = near or difflib.get_close_matches(unit, UNITS, n=1)
+        raise _unreadable(text, f". Did you mean '{match[1]}{near[0]}'?" if near else "")
+    cost = "bits" if unit == "bits" else "bytes"
+    return Budget(cost, math.floor(number * _scale(unit, space)), text.strip())
+
+
+def _unreadable(text: str, why: str) -> BudgetError:
+    return BudgetError(
+        f"a budget must be a positive number and one of the units {', '.join(UNITS)}, "
+        f"such as 3.5bits or 90MB. Got '{text[:_LONGEST]}'{why}."
+    )
+
+
+def _scale(unit: str, space: SearchSpace) -> int:
+    """Bits or bytes in one `unit`."""
+    return space.weights if unit == "bits" else BYTES[unit]
+
+
+def check_budgets(
+    space: SearchSpace, costs: Sequence[CostTable], budgets: Sequence[Budget]
+) -> tuple[Budget, ...]:
+    """The budgets that count: the tightest of each cost, in the order they were given.
+
+    Raises:
+        BudgetError: above the dense model, below the cheapest allocation, or each possible alone
+            but not all of them together.
+    """
+    by_cost: dict[str, Budget] = {}
+    for budget in budgets:
+        by_cost[budget.cost] = min(by_cost.get(budget.cost, budget), budget, key=lambda b: b.limit)
+    tight = tuple(by_cost.values())
+    for budget in tight:
+        dense = _dense_total(space, find_table(costs, budget.cost))
+        if dense is not None and budget.limit > dense:
+            most = _write(space, budget, dense, up=False)
+            raise BudgetError(
+                f"budget must be at most {most}, the dense 16-bit model of '{space.name}': above "
+                f"it there is nothing to compress. Got {budget.text}. Lower the budget."
+            )
+    choose(space, costs, tight)
+    return tight
+
+
+def find_table(costs: Sequence[CostTable], name: str) -> CostTable:
+    """The cost table called `name`.
+
+    Raises:
+        BudgetError: no table has that name.
+    """
+    for table in costs:
+        if table.name == name:
+            return table
+    known = ", ".join(table.name for table in costs)
+    raise BudgetError(f"a budget must limit one of the costs {known}. Got '{name}'.")
+
+
+def _dense_total(space: SearchSpace, table: CostTable) -> float | None:
+    """Cost of the all-dense model, or None when the table is not a size."""
+    size = {"bits": 1, "bytes": 8}.get(table.unit)
+    if size is None:
+        return None
+    return table.base + sum(layer.storage_bits(Dense()) // size for layer in space.layers)
+
+
+def choose(
+    space: SearchSpace,
+    costs: Sequence[CostTable],
+    budgets: Sequence[Budget],
+    prices: Prices | None = None,
+) -> Allocation:
+    """The allocation of least total price among those within every budget, exactly.
+
+    Args:
+        prices: per layer, level -> price; None prices by the first budget's cost.
+
+    Raises:
+        BudgetError: no allocation meets every budget; says the smallest possible one.
+    """
+    for budget in budgets:
+        table = find_table(costs, budget.cost)
+        least = table.total(cheapest(space, table))
+        if budget.limit < least:
+            raise BudgetError(
+                f"budget must be at least {_write(space, budget, least, up=True)}, the cheapest "
+                f"allocation of '{space.name}'. Got {budget.text}. "
+                "Add a cheaper level or raise the budget."
+            )
+    limits = [(find_table(costs, budget.cost), budget.limit) for budget in budgets]
+    if prices is None:
+        first = limits[0][0] if limits else costs[0]
+        if len(limits) <= 1:
+            return cheapest(space, first)
+        prices = first.entries
+    found = solve_knapsack(space, limits, prices)
+    if found is None:
+        raise _clash(space, limits, budgets)
+    return found
+
+
+def _clash(space: SearchSpace, limits: Sequence[Limit], budgets: Sequence[Budget]) -> BudgetError:
+    """The error of budgets that are possible alone but not together."""
+    names = " and ".join(budget.text for budget in budgets)
+    for count in range(1, len(limits)):  # the first budget that those before it leave no room
+        table, limit = limits[count]
+        found = solve_knapsack(space, limits[:count], table.entries)
+        if found is not None and table.total(found) > limit:
+            least = _write(space, budgets[count], table.total(found), up=True)
+            return BudgetError(
+                f"budget must be at least {least} beside "
+                f"{' and '.join(budget.text for budget in budgets[:count])}, or no allocation of "
+                f"'{space.name}' meets all. Got {budgets[count].text}. Raise one of them."
+            )
+    return BudgetError(f"budgets must be met together by '{space.name}'. Got {names}. Raise one.")
+
+
+def _write(space: SearchSpace, budget: Budget, amount: float, *, up: bool) -> str:
+    """`amount` in the unit the user wrote, rounded (by 1 % at most) so that typing it works."""
+    match = _BUDGET.fullmatch(budget.text)
+    unit = match[2] if match and match[2] in UNITS else ""
+    exact = Fraction(amount) / (_scale(unit, space) if unit else 1)
+    digits = 0 if unit == "B" else 2
+    while True:
+        steps = exact * 10**digits
+        shown = Fraction(math.ceil(steps) if up else math.floor(steps), 10**digits)
+        if abs(shown - exact) <= exact / 100:
+            return f"{float(shown):.{digits}f} {unit or budget.cost}"
+        digits += 1

@@ -1,0 +1,1 @@
+"""Exporters: an allocation as a folder that a runtime loads."""

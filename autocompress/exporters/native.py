@@ -1,0 +1,177 @@
+"""The native export: packed weights in safetensors, read back by `load` or by transformers."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from autocompress.core import Allocation, SearchSpace
+from autocompress.database import LevelDatabase
+from autocompress.errors import ModelError
+from autocompress.files import write_atomically, write_json
+from autocompress.integration import FORMAT, METHOD, WEIGHTS
+from autocompress.levels import Dense, Level, Quantize
+from autocompress.packed import tensor_shapes
+
+MANIFEST = "autocompress.json"
+STORAGE = torch.bfloat16  # of dense tensors
+
+
+def module_levels(space: SearchSpace, allocation: Allocation) -> dict[str, Level]:
+    """Module name -> level of every module in scope."""
+    return {
+        name: level
+        for layer, level in zip(space.layers, allocation.levels, strict=True)
+        for name in layer.modules
+    }
+
+
+def outside_tensors(model: Any, modules: Iterable[str]) -> dict[str, Tensor]:
+    """Everything a file must hold besides the weights of `modules`; tied weights once."""
+    inside = {f"{name}.weight" for name in modules}
+    owners = {id(model.get_submodule(name).weight) for name in modules}
+    found: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name not in inside and id(tensor) not in owners:
+            owners.add(id(tensor))
+            found[name] = tensor
+    return found
+
+
+def other_bytes(model: Any, space: SearchSpace) -> int:
+    """Bytes of the weights file beyond the layers' own: dense tensors and the file's header.
+
+    The header is counted at its largest, so a file never exceeds what the cost table says; the
+    difference is a few hundred bytes.
+    """
+    modules = [name for layer in space.layers for name in layer.modules]
+    shapes = {
+        name: shape
+        for layer in space.layers
+        for name, shape in zip(layer.modules, layer.shapes, strict=True)
+    }
+    outside = outside_tensors(model, modules)
+    data = sum(
+        t.numel() * (2 if t.is_floating_point() else t.element_size()) for t in outside.values()
+    )
+    header: dict[str, Any] = {name: _entry("BF16", list(t.shape)) for name, t in outside.items()}
+    for name, shape in shapes.items():
+        widest = tensor_shapes(Quantize(8, 8), shape)
+        for part, (_, size) in widest.items():
+            header[f"{name}.{part}"] = _entry("BF16", list(size))
+    return data + len(json.dumps(header)) + 8 + 8 + 64
+
+
+def _entry(dtype: str, shape: list[int]) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [10**11, 10**11]}
+
+
+def save_native(
+    model: Any,  # dense weights, as loaded
+    tokenizer: Any,
+    space: SearchSpace,
+    allocation: Allocation,
+    database: LevelDatabase,
+    out: Path,
+) -> Path:
+    """Write weights, configuration and tokenizer into the folder `out`; returns the weights file.
+
+    Raises:
+        OutputError: the disk refused; no file that looks whole is left half-written.
+    """
+    levels = module_levels(space, allocation)
+    tensors = {
+        name: (t.detach().to(STORAGE) if t.is_floating_point() else t.detach()).contiguous()
+        for name, t in outside_tensors(model, levels).items()
+    }
+    for name, level in levels.items():
+        if isinstance(level, Dense):
+            weight = model.get_submodule(name).weight.detach()
+            tensors[f"{name}.weight"] = weight.to(STORAGE).contiguous()
+        else:
+            parts = database.load(name, level).tensors
+            tensors.update({f"{name}.{part}": tensor for part, tensor in parts.items()})
+    out.mkdir(parents=True, exist_ok=True)
+    config = model.config.to_dict()
+    config["quantization_config"] = {
+        "quant_method": METHOD,
+        "format": FORMAT,
+        "levels": {k: str(v) for k, v in levels.items() if not isinstance(v, Dense)},
+    }
+    config["architectures"] = [type(model).__name__]
+    write_atomically(
+        out / WEIGHTS, lambda draft: save_file(tensors, draft, metadata={"format": "pt"})
+    )
+    write_json(out / "config.json", json.loads(json.dumps(config, default=str)))
+    tokenizer.save_pretrained(out)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(out)
+    return out / WEIGHTS
+
+
+def load(folder: str | Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+    """The packed model and tokenizer of a result folder.
+
+    Args:
+        folder: written by `autocompress search`.
+        dtype: to compute in; by default what the search evaluated in.
+
+    Raises:
+        ModelError: not a result folder, a file is missing or damaged.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path(folder)
+    if not (folder / MANIFEST).exists() and not (folder / WEIGHTS).exists():
+        raise ModelError(
+            f"a result folder must hold {MANIFEST} and {WEIGHTS}. Got '{folder}', which does not."
+        )
+    check_weights(folder / WEIGHTS)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto" if dtype is None else dtype, output_loading_info=True
+        )
+        model, info = loaded
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"'{folder}' must be a whole result of autocompress. "
+            f"Got: {type(error).__name__}: {error}"
+        ) from error
+    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    if wrong:
+        raise ModelError(
+            f"'{folder}' must hold exactly the tensors of its configuration. Got {len(wrong)} that "
+            f"are missing, unknown or of another shape, such as {wrong[0]}."
+        )
+    return model.eval(), tokenizer
+
+
+def check_weights(path: Path) -> None:
+    """Check that a safetensors file is as long as its header says.
+
+    Raises:
+        ModelError: it is missing or truncated.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        ends = [e["data_offsets"][1] for k, e in header.items() if k != "__metadata__"]
+        expected = 8 + length + max(ends, default=0)
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"'{path}' must be a safetensors file. Got: {error}.") from error
+    if path.stat().st_size != expected:
+        raise ModelError(
+            f"'{path}' must be {expected} bytes long by its header. Got {path.stat().st_size}. "
+            "It is truncated or damaged: write it again."
+        )

@@ -1,0 +1,26 @@
+"""The dense level: the weight as it is, in 16 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from autocompress.levels import Dense, Level
+from autocompress.operators import Solution, Solver, Statistics, operator
+from autocompress.packed import Packed
+
+
+@operator(Dense)
+def keep(
+    weights: Sequence[Tensor], statistics: Statistics, levels: Sequence[Level], solver: Solver
+) -> list[list[Solution]]:
+    """bf16 copies; the error is bf16's own rounding and is called zero."""
+    return [
+        [
+            Solution(Packed(level, (w.shape[0], w.shape[1]), {"weight": w.to(torch.bfloat16)}), 0.0)
+            for level in levels
+        ]
+        for w in weights
+    ]

@@ -1,0 +1,69 @@
+"""The output folder: only ours is written to, and its manifest comes last."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from autocompress.errors import ModelError, OutputError
+from autocompress.exporters.native import MANIFEST
+from autocompress.files import write_json
+
+MARK = ".autocompress"  # written first: the folder is ours even before the manifest
+
+
+def check_output(out: Path) -> None:
+    """Check that a result may be written to `out`; touches nothing.
+
+    Raises:
+        OutputError: something that autocompress did not write is there.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise OutputError(f"--out must be a folder. Got the file '{out}'. Choose another.")
+    names = {entry.name for entry in out.iterdir()}
+    if names and not names & {MARK, MANIFEST}:
+        raise OutputError(
+            f"--out must be new, empty or a former result. Got '{out}', which holds "
+            f"{sorted(names)[0]} and is not ours. Choose another folder."
+        )
+
+
+def claim_output(out: Path) -> None:
+    """Make `out` ours and unfinished: a former result there no longer looks whole.
+
+    Raises:
+        OutputError: it is not ours, or the disk refuses.
+    """
+    check_output(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MARK).touch()
+        (out / MANIFEST).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"'{out}' must be writable. Got: {error}. Choose another.") from error
+
+
+def write_manifest(out: Path, facts: dict[str, Any]) -> None:
+    """Write the manifest: from now on the folder is a whole result."""
+    write_json(out / MANIFEST, facts)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The facts of a result folder.
+
+    Raises:
+        ModelError: the folder is no finished result.
+    """
+    try:
+        facts = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"a result folder must hold {MANIFEST}. Got '{folder}': {error}. "
+            "Name a folder that `autocompress search` finished."
+        ) from error
+    if not isinstance(facts, dict) or "results" not in facts:
+        raise ModelError(f"'{folder / MANIFEST}' must be a manifest of autocompress. Got another.")
+    return facts

@@ -1,0 +1,30 @@
+"""Writes the report of a search: `report.md` and `report.html` from the facts of its manifest."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from autocompress.files import write_atomically
+from autocompress.report_facts import Facts
+from autocompress.report_html import render_html
+from autocompress.report_markdown import render_markdown
+
+
+def write_report(facts: Facts, out: Path) -> None:
+    """Write both forms of the report into `out`, each whole or not at all.
+
+    Args:
+        facts: the JSON of `autocompress.json`; missing parts are left out of the report.
+        out: folder, created if it is missing.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    pages = {"report.md": render_markdown(facts), "report.html": render_html(facts)}
+    for name, text in pages.items():
+        write_atomically(out / name, partial(_write, text))
+
+
+def _write(text: str, draft: Path) -> None:
+    draft.write_text(text, encoding="utf-8")

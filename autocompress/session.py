@@ -1,0 +1,107 @@
+"""A session: model, space, windows, costs and database of one run folder, opened and checked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from autocompress.build import build_database
+from autocompress.calibration import calibration_windows
+from autocompress.config import StudyConfig
+from autocompress.core import CostTable, SearchSpace
+from autocompress.cost import size_tables
+from autocompress.database import LevelDatabase, database_identity
+from autocompress.exporters.native import other_bytes
+from autocompress.files import fingerprint
+from autocompress.machine import compute_dtype
+from autocompress.models import LoadedModel, find_layers, load_model
+from autocompress.operators import Solver
+from autocompress.progress import Progress
+from autocompress.spaces import build_space, load_space
+from autocompress.windows import Windows
+
+SPLIT_SEED = 0  # a search's seed never moves text between splits: seeds stay comparable
+
+
+@dataclass
+class Session:
+    """Everything a search needs before it spends its first token.
+
+    Args:
+        seconds: wall time by phase, filled by `clock`.
+    """
+
+    config: StudyConfig
+    loaded: LoadedModel
+    space: SearchSpace
+    costs: tuple[CostTable, ...]
+    windows: Windows
+    database: LevelDatabase
+    solver: Solver
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def clock(self, phase: str) -> Iterator[None]:
+        """Add the time spent inside to a phase."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def facts(self) -> dict[str, Any]:
+        """What every loss depends on; budgets, seeds and strategies may change in one study."""
+        rows = zip(self.space.layers, self.space.levels, strict=True)
+        layers = [[layer.name, *map(str, allowed)] for layer, allowed in rows]
+        return {
+            "model": self.loaded.fingerprint,
+            "space": fingerprint(layers),
+            "database": fingerprint(self.database.identity),
+            "calibration": self.windows.record(),
+        }
+
+
+def open_session(config: StudyConfig, progress: Progress) -> Session:
+    """Load the model, find its layers, split the text, open the database; nothing is computed.
+
+    Raises:
+        AutocompressError: any input is wrong.
+    """
+    chosen = load_space(config.space)
+    dtype = compute_dtype(config.dtype)
+    progress.say(f"loading {config.model or 'the default model'}")
+    loaded = load_model(config.model, dtype)
+    space = build_space(chosen, find_layers(loaded.model, chosen.scope), config.parsed_pins())
+    windows = calibration_windows(
+        config.calibration,
+        lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"],
+        config.window,
+        config.tokens,
+        SPLIT_SEED,
+        loaded.tokenizer.eos_token_id,
+    )
+    solver = Solver(method=config.method)
+    identity = database_identity(
+        loaded.fingerprint, windows.calibrate, config.prefix_level(), solver, str(dtype)
+    )
+    database = LevelDatabase.open(config.run_folder / "database", identity)
+    costs = size_tables(space, other_bytes(loaded.model, space))
+    return Session(config, loaded, space, costs, windows, database, solver, progress)
+
+
+def complete_database(session: Session) -> None:
+    """Build what the session's database lacks; does nothing when it is complete."""
+    with session.clock("database"), session.progress.task("level database") as advance:
+        build_database(
+            session.loaded.model,
+            session.space,
+            session.windows.calibrate,
+            session.database,
+            prefix=session.config.prefix_level(),
+            solver=session.solver,
+            progress=advance,
+        )

@@ -1,0 +1,66 @@
+"""Put an allocation's weights into a live model, changing only the layers that differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autocompress.core import Allocation, SearchSpace
+from autocompress.database import LevelDatabase
+from autocompress.levels import Dense, Level
+from autocompress.models import set_weight
+
+
+class StitchedModel:
+    """A dense model whose layers take the levels of one allocation at a time.
+
+    Args:
+        model: causal LM with dense weights; used in place.
+        space: its layers.
+        database: holds every level but dense.
+    """
+
+    def __init__(self, model: Any, space: SearchSpace, database: LevelDatabase) -> None:
+        self.model, self.space, self.database = model, space, database
+        self.dense = {
+            name: model.get_submodule(name).weight
+            for layer in space.layers
+            for name in layer.modules
+        }
+        self.tied = _tied_modules(model)
+        self.current: dict[str, Level] = dict.fromkeys(self.dense, Dense())
+
+    def stitch(self, allocation: Allocation) -> Any:
+        """The model with the allocation's weights."""
+        for layer, level in zip(self.space.layers, allocation.levels, strict=True):
+            for name in layer.modules:
+                self._set(name, level)
+        return self.model
+
+    def restore(self) -> Any:
+        """The dense model."""
+        for name in self.dense:
+            self._set(name, Dense())
+        return self.model
+
+    def _set(self, name: str, level: Level) -> None:
+        if self.current[name] == level:
+            return
+        module = self.model.get_submodule(name)
+        if isinstance(level, Dense):
+            module.weight = self.dense[name]
+        else:
+            set_weight(module, self.database.weight(name, level, self.dense[name].dtype))
+        for other in self.tied.get(name, ()):
+            self.model.get_submodule(other).weight = module.weight
+        self.current[name] = level
+
+
+def _tied_modules(model: Any) -> dict[str, tuple[str, ...]]:
+    """Module -> other modules that share its weight."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if weight is not None:
+            owners.setdefault(id(weight), []).append(name)
+    groups = [names for names in owners.values() if len(names) > 1]
+    return {name: tuple(o for o in names if o != name) for names in groups for name in names}

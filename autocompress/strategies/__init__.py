@@ -1,0 +1,67 @@
+"""Strategies: who proposes allocations. To add one, write a file and a line here."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
+
+from autocompress.core import Strategy
+from autocompress.errors import ConfigError
+from autocompress.tables import did_you_mean
+
+if TYPE_CHECKING:
+    from autocompress.config import StudyConfig
+
+# name -> module and class, imported when asked for
+STRATEGIES = {
+    "auto": ("autocompress.strategies.auto", "Auto"),
+    "evolution": ("autocompress.strategies.evolution", "Evolution"),
+    "ilp": ("autocompress.strategies.ilp", "ILP"),
+    "uniform": ("autocompress.strategies.uniform", "Uniform"),
+}
+
+
+def find_strategy(name: str) -> type[Strategy]:
+    """The strategy class called `name`; its settings are the constructor's arguments.
+
+    Raises:
+        ConfigError: no such strategy, or a package that it needs is not installed.
+    """
+    if name not in STRATEGIES:
+        raise ConfigError(
+            f"a strategy must be one of {', '.join(STRATEGIES)}. Got '{name}'."
+            f"{did_you_mean(name, STRATEGIES)}"
+        )
+    module, symbol = STRATEGIES[name]
+    try:
+        return cast(type[Strategy], getattr(import_module(module), symbol))
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the strategy '{name}' must have the package '{error.name}', which is not installed. "
+            f"Run: pip install {error.name}"
+        ) from error
+
+
+def check_setting(name: str, value: float, least: float, most: float = float("inf")) -> None:
+    """Check that a setting lies in its range.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if not least <= value <= most:
+        bound = f"at least {least}" if most == float("inf") else f"from {least} to {most}"
+        raise ConfigError(f"{name} must be {bound}. Got {value}.")
+
+
+def configured(config: StudyConfig) -> Strategy:
+    """The strategy a configuration names, with those of its settings that the strategy has."""
+    family = find_strategy(config.strategy)
+    names = {field.name for field in fields(cast(Any, family))}
+    wanted = {
+        "sensitivity_tokens": config.sensitivity_tokens,
+        "generations": config.generations,
+        "offspring": config.offspring,
+    }
+    settings = {k: v for k, v in wanted.items() if k in names and v is not None}
+    return cast(Any, family)(**settings)  # type: ignore[no-any-return]

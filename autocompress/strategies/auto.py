@@ -1,0 +1,48 @@
+"""Auto: ILP for the start, evolution for the rest, and knowing when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from autocompress.core import Problem, Trial
+from autocompress.strategies.evolution import Evolution
+from autocompress.strategies.ilp import ILP
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Evolution from the ILP's answer, until the tokens are spent or nothing improves.
+
+    Args:
+        tokens: to score in all, the sensitivities' own not counted.
+        patience: generations in a row without an improvement, after which it ends.
+        sensitivity_tokens: tokens that score every level of every layer for the ILP.
+        generations: at most, 0 is the ILP alone; None is no limit.
+        offspring: candidates per generation.
+    """
+
+    tokens: int = 131_072
+    patience: int = 8
+    sensitivity_tokens: int = 4096
+    generations: int | None = None
+    offspring: int = 8
+
+    def __post_init__(self) -> None:
+        self._search()  # checks every setting
+
+    def __call__(self, problem: Problem, rng: np.random.Generator) -> Iterator[Trial]:
+        yield from self._search()(problem, rng)
+
+    def _search(self) -> Evolution:
+        return Evolution(
+            start=ILP(sensitivity_tokens=self.sensitivity_tokens),
+            generations=self.generations,
+            offspring=self.offspring,
+            tokens=self.tokens,
+            patience=self.patience,
+        )

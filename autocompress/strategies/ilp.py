@@ -1,0 +1,57 @@
+"""ILP: the allocation of least predicted loss, if the losses of layers added up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from autocompress.core import Allocation, Budget, CostTable, Problem, SearchSpace, Trial
+from autocompress.core import Sensitivities as Sensitivities
+from autocompress.cost import choose
+from autocompress.strategies import check_setting
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class ILP:
+    """Solves for the least sum of sensitivities within every budget and evaluates the answer.
+
+    Losses of layers do not add up, least of all at 2 bits, so this is a start and not the end.
+
+    Args:
+        sensitivity_tokens: tokens that score every level of every layer; whole windows.
+        tokens: to evaluate the answer on; whole windows, at most the search split.
+    """
+
+    sensitivity_tokens: int = 4096
+    tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        check_setting("sensitivity_tokens", self.sensitivity_tokens, 1)
+        check_setting("tokens", self.tokens, 1)
+
+    def __call__(self, problem: Problem, rng: np.random.Generator) -> Iterator[Trial]:
+        predicted = problem.sensitivities(problem.fidelity(self.sensitivity_tokens).tokens)
+        allocation = solve(problem.space, problem.costs, problem.budgets, predicted)
+        yield from problem.evaluate([allocation], problem.fidelity(self.tokens), "ilp")
+
+
+def solve(
+    space: SearchSpace,
+    costs: Sequence[CostTable],
+    budgets: Sequence[Budget],
+    sensitivities: Sensitivities,
+) -> Allocation:
+    """The allocation of least total sensitivity within every budget, exactly.
+
+    Args:
+        sensitivities: per layer, level -> predicted loss increase in nats/token; infinite and NaN
+            count as ten times the largest finite one.
+
+    Raises:
+        BudgetError: no allocation meets every budget; says the smallest possible one.
+    """
+    return choose(space, costs, budgets, sensitivities)

@@ -1,0 +1,66 @@
+"""Uniform: one level everywhere, the baseline every search must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from autocompress.core import Allocation, Problem, Trial
+from autocompress.cost import choose
+from autocompress.strategies import check_setting
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Evaluates the nearest uniform allocation at or under the budget.
+
+    Args:
+        tokens: to evaluate it on; whole windows, at most the search split.
+    """
+
+    tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        check_setting("tokens", self.tokens, 1)
+
+    def __call__(self, problem: Problem, rng: np.random.Generator) -> Iterator[Trial]:
+        allocation = nearest_uniform(problem)
+        fidelity = problem.fidelity(self.tokens)
+        yield from problem.evaluate([allocation], fidelity, _origin(problem, allocation))
+
+
+def nearest_uniform(problem: Problem) -> Allocation:
+    """The uniform allocation that uses most of the budget, or the cheapest allocation that fits.
+
+    Raises:
+        BudgetError: no allocation fits; says the smallest possible budget.
+    """
+    fitting = uniforms_that_fit(problem)
+    return fitting[0] if fitting else choose(problem.space, problem.costs, problem.budgets)
+
+
+def uniforms_that_fit(problem: Problem) -> list[Allocation]:
+    """Uniform allocations within every budget, different ones only.
+
+    In falling order of the first budget's cost; where that is equal, the lower other costs first.
+    """
+    first = problem.table(problem.budgets[0].cost) if problem.budgets else problem.costs[0]
+    space = problem.space
+    every = dict.fromkeys(space.uniform(level) for level in space.uniform_levels())
+    return sorted(
+        filter(problem.fits, every),
+        key=lambda it: (-first.total(it), *(table.total(it) for table in problem.costs)),
+    )
+
+
+def _origin(problem: Problem, allocation: Allocation) -> str:
+    """'uniform w3g64', or 'uniform' when the cheapest mixed allocation stands in."""
+    space = problem.space
+    for level in space.uniform_levels():
+        if space.uniform(level) == allocation:
+            return f"uniform {level}"
+    return "uniform"

@@ -1,0 +1,251 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from toys import ToyLoss, toy_space
+
+from autocompress import jsonl
+from autocompress.core import Fidelity
+from autocompress.cost import size_tables
+from autocompress.errors import OutputError, SpaceError, StudyError
+from autocompress.levels import parse_level
+from autocompress.study import Study
+
+SPACE = toy_space(1)
+COSTS = size_tables(SPACE, 1000)
+UNIFORM = [SPACE.uniform(level) for level in SPACE.levels[0]]
+AT = Fidelity(64, seed=3)
+FACTS = {"model": "m1", "calibration": {"windows": (1, 2)}}
+
+
+def open_study(path, score=None, facts=FACTS):
+    return Study(path, SPACE, COSTS, facts, score or ToyLoss(SPACE))
+
+
+def table(path):
+    return path / "evaluations.jsonl"
+
+
+def test_what_is_known_is_answered_from_the_table(tmp_path):
+    score = ToyLoss(SPACE)
+    with open_study(tmp_path, score) as study:
+        first = study.evaluate([UNIFORM[0], UNIFORM[1], UNIFORM[0]], AT, "uniform")
+        again = study.evaluate([UNIFORM[1]], AT, "other")
+        study.evaluate([UNIFORM[1]], Fidelity(64, seed=4), "uniform")
+        assert (score.calls, study.fresh, study.tokens) == (3, 3, 192)
+        assert first[0] is first[2]
+        assert again == [first[1]]
+        assert study.at(AT) == first[:2]
+        trials = study.trials
+    with open_study(tmp_path, score) as study:
+        assert study.evaluate([UNIFORM[0], UNIFORM[1]], AT, "uniform") == first[:2]
+        assert (study.trials, study.fresh, study.tokens, score.calls) == (trials, 0, 192, 3)
+
+
+def test_rows_are_what_the_documentation_says(tmp_path):
+    with open_study(tmp_path) as study:
+        (trial,) = study.evaluate([UNIFORM[0]], AT, "uniform w2g64")
+        study.evaluate([UNIFORM[0]], Fidelity(16), "uniform w2g64")
+        study.spend(99, "sensitivities")
+    rows = [json.loads(line) for line in table(tmp_path).read_text().splitlines()]
+    key = UNIFORM[0].key
+    assert rows[0] == {"allocation": key, "levels": ["w2g64"] * 4}
+    seconds = rows[1].pop("seconds")
+    assert seconds >= 0
+    assert rows[1] == {
+        "number": 0,
+        "allocation": key,
+        "fidelity": {"tokens": 64, "seed": 3, "split": "search"},
+        "loss": trial.loss,
+        "perplexity": trial.perplexity,
+        "stderr": 0.0,
+        "costs": {"bits": trial.costs[0], "bytes": trial.costs[1]},
+        "origin": "uniform w2g64",
+    }
+    assert [set(row) & {"levels", "number", "spent"} for row in rows[2:]] == [{"number"}, {"spent"}]
+    with open_study(tmp_path) as study:
+        assert study.tokens == 64 + 16 + 99
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_losses_that_are_not_finite_are_infinite(tmp_path, bad):
+    with open_study(tmp_path, lambda *_: (bad, bad)) as study:
+        (trial,) = study.evaluate([UNIFORM[0]], AT, "x")
+        assert trial.loss == trial.perplexity == math.inf
+    assert "null" in table(tmp_path).read_text()
+    assert not {"NaN", "Infinity"} & set(table(tmp_path).read_text().split())
+    with open_study(tmp_path) as study:
+        assert study.trials == [trial]
+
+
+def test_a_torn_last_line_is_dropped_wherever_it_was_torn(tmp_path):
+    with open_study(tmp_path) as study:
+        study.evaluate(UNIFORM[:2], AT, "x")
+    whole = table(tmp_path).read_bytes()
+    start = whole[:-1].rfind(b"\n") + 1
+    for cut in range(start, len(whole), 7):
+        table(tmp_path).write_bytes(whole[:cut])
+        with open_study(tmp_path) as study:
+            assert len(study.trials) == 1
+            study.evaluate(UNIFORM[:2], AT, "x")
+            assert study.fresh == 1
+        with open_study(tmp_path) as study:
+            assert len(study.trials) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda lines: [lines[0], lines[1][:-9], *lines[2:]],
+        lambda lines: [lines[0].replace("w2g64", "w3g64"), *lines[1:]],
+        lambda lines: lines[1:],
+        lambda lines: [*lines[:2], *lines],
+        lambda lines: [*lines, '{"number": 2, "allocation": "feed", "fidelity": {}}'],
+        lambda lines: [*lines, "[]"],
+        lambda lines: [*lines, "7"],
+    ],
+)
+def test_damage_before_the_end_is_an_error(tmp_path, damage):
+    with open_study(tmp_path) as study:
+        study.evaluate(UNIFORM[:2], AT, "x")
+    lines = table(tmp_path).read_text().splitlines()
+    table(tmp_path).write_text("\n".join(damage(lines)) + "\n")
+    with pytest.raises(StudyError, match="damage at line"), open_study(tmp_path):
+        pass
+
+
+def test_other_facts_are_named_and_refused(tmp_path):
+    with open_study(tmp_path):
+        pass
+    with open_study(tmp_path):
+        pass
+    others = {"model": "m2", "calibration": {"windows": [1, 2]}, "space": "s"}
+    with (
+        pytest.raises(StudyError, match="other model, space in"),
+        open_study(tmp_path, None, others),
+    ):
+        pass
+
+
+def test_a_damaged_or_missing_study_file(tmp_path):
+    with open_study(tmp_path) as study:
+        study.evaluate(UNIFORM[:1], AT, "x")
+    facts = tmp_path / "study.json"
+    facts.write_text("{")
+    with pytest.raises(StudyError, match="must be JSON"), open_study(tmp_path):
+        pass
+    facts.unlink()
+    with pytest.raises(StudyError, match="must have study"), open_study(tmp_path):
+        pass
+
+
+def test_two_runs_on_one_study(tmp_path):
+    with (
+        open_study(tmp_path) as study,
+        pytest.raises(StudyError, match="two runs on one study"),
+        open_study(tmp_path),
+    ):
+        pass
+    with open_study(tmp_path) as study:
+        assert study.trials == []
+
+
+def test_an_allocation_outside_the_space(tmp_path):
+    with open_study(tmp_path) as study, pytest.raises(SpaceError, match="dense"):
+        study.evaluate([UNIFORM[0].swap(0, parse_level("dense"))], AT, "x")
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file"), open_study(tmp_path / "file" / "run"):
+        pass
+
+
+class FullDisk:
+    """A raw file on a disk with room for `room` more bytes."""
+
+    def __init__(self, file, room):
+        self._file, self.room = file, room
+
+    def write(self, content):
+        if not self.room:
+            raise OSError(28, "No space left on device")
+        taken = self._file.write(content[: self.room])
+        self.room -= taken
+        return taken
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
+def test_a_full_disk_leaves_a_table_that_loads(tmp_path):
+    with open_study(tmp_path) as study:
+        study.evaluate(UNIFORM[:1], AT, "x")
+        lines = study._table
+        whole = table(tmp_path).read_bytes()
+        lines._file = disk = FullDisk(lines._file, 40)
+        with pytest.raises(OutputError, match="No space left"):
+            study.evaluate(UNIFORM[1:2], AT, "x")
+        assert table(tmp_path).read_bytes() == whole
+        disk.room = 10**6
+        study.evaluate(UNIFORM[1:2], AT, "x")
+        trials = study.trials
+    with open_study(tmp_path) as study:
+        assert study.trials == trials
+        assert len(trials) == 2
+
+
+def test_a_full_disk_leaves_no_half_written_study_file(tmp_path, monkeypatch):
+    def refuse(_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jsonl.os, "fsync", refuse)
+        with pytest.raises(OutputError, match="No space left"), open_study(tmp_path):
+            pass
+    assert not list(tmp_path.glob("*.json*")) + list(tmp_path.glob("*.tmp"))
+    with open_study(tmp_path):
+        pass
+
+
+CHILD = """
+    import sys, time
+    sys.path[:0] = {path!r}
+    from test_study import AT, UNIFORM, open_study, ToyLoss, SPACE
+    from pathlib import Path
+    loss = ToyLoss(SPACE)
+    def score(allocation, fidelity):
+        if loss.calls == 2:
+            print("two are done", flush=True)
+            time.sleep(60)
+        return loss(allocation, fidelity)
+    with open_study(Path({run!r}), score) as study:
+        study.evaluate(UNIFORM, AT, "x")
+"""
+
+
+def test_kill_9_loses_only_the_evaluation_it_interrupts(tmp_path):
+    code = textwrap.dedent(CHILD.format(path=[p for p in sys.path if p], run=str(tmp_path)))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env) as child:
+        assert child.stdout.readline() == b"two are done\n"
+        with pytest.raises(StudyError, match="two runs"), open_study(tmp_path):
+            pass
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    with table(tmp_path).open("ab") as file:
+        file.write(b'{"number": 2, "origin": "' + b"x" * 2000)  # a kill inside the write
+    with open_study(tmp_path) as study:
+        assert len(study.trials) == 2
+        trials = study.evaluate(UNIFORM, AT, "x")
+        assert study.fresh == len(UNIFORM) - 2
+    for line in table(tmp_path).read_bytes().splitlines():
+        json.loads(line)
+    with open_study(tmp_path / "undisturbed") as study:
+        assert study.evaluate(UNIFORM, AT, "x") == trials
