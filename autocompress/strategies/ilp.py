@@ -27,7 +27,7 @@ class ILP:
     """
 
     sensitivity_tokens: int = 4096
-    tokens: int = 4096
+    tokens: int = 8192
 
     def __post_init__(self) -> None:
         check_setting("sensitivity_tokens", self.sensitivity_tokens, 1)

@@ -22,7 +22,7 @@ class Uniform:
         tokens: to evaluate it on; whole windows, at most the search split.
     """
 
-    tokens: int = 4096
+    tokens: int = 8192
 
     def __post_init__(self) -> None:
         check_setting("tokens", self.tokens, 1)
@@ -30,7 +30,7 @@ class Uniform:
     def __call__(self, problem: Problem, rng: np.random.Generator) -> Iterator[Trial]:
         allocation = nearest_uniform(problem)
         fidelity = problem.fidelity(self.tokens)
-        yield from problem.evaluate([allocation], fidelity, _origin(problem, allocation))
+        yield from problem.evaluate([allocation], fidelity, uniform_origin(problem, allocation))
 
 
 def nearest_uniform(problem: Problem) -> Allocation:
@@ -57,7 +57,7 @@ def uniforms_that_fit(problem: Problem) -> list[Allocation]:
     )
 
 
-def _origin(problem: Problem, allocation: Allocation) -> str:
+def uniform_origin(problem: Problem, allocation: Allocation) -> str:
     """'uniform w3g64', or 'uniform' when the cheapest mixed allocation stands in."""
     space = problem.space
     for level in space.uniform_levels():
