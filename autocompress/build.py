@@ -62,6 +62,7 @@ def build_database(
     message = f"one process at a time may build '{database.path}'. Got a second one. Wait for it."
     with exclusive(database.path / "lock", DatabaseError, message):
         database.verify()
+        database.remove_drafts()
         if missing:
             _Builder(model, wanted, windows, database, prefix, solver, progress).run()
     return database

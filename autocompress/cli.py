@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="autocompress",
     help="Find the best non-uniform compression of a language model for a budget.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -46,24 +45,35 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, nothing else, on
 Config = Annotated[Path | None, typer.Option(help="TOML file with these settings; flags win.")]
 
 
+UsageError: Any = typer.BadParameter.__base__  # click's, wherever typer keeps it
+INTERRUPTED = 130  # what shells expect after Ctrl-C
+
+
 def main() -> None:
     """Entry point: one line per error, exit code 2 for wrong input, 130 for Ctrl-C."""
     try:
-        app()
+        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except AutocompressError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        _fail(str(error))
+    except UsageError as error:
+        command = error.ctx.command_path if error.ctx else "autocompress"
+        _fail(f"{error.format_message().rstrip('.')}. See '{command} --help'.")
+    if code == INTERRUPTED:  # typer swallows KeyboardInterrupt
         print("interrupted: run the same command again to go on from here", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(code)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 @app.command()
 def search(
     context: typer.Context,
     budget: Annotated[
-        list[str], typer.Option(help="Limit such as 3.5bits or 80MB; repeat for several.")
-    ],
+        list[str] | None, typer.Option(help="Limit such as 3.5bits or 80MB; repeat for several.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the packed model.")] = Path("compressed"),
     model: Model = None,
     space: Space = "quant-2-8",
@@ -88,7 +98,7 @@ def search(
     from autocompress.pipeline import run_search
     from autocompress.show import result_table
 
-    settings = _settings(context, config, budgets=tuple(budget))
+    settings = _settings(context, config)
     result = run_search(settings, _progress())
     if as_json:
         _print_json(result.facts)
@@ -132,7 +142,7 @@ def build(
 @app.command(name="eval")
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="Result of a search.")],
-    data: Annotated[str | None, typer.Option(help="Any text; default the run's test text.")] = None,
+    data: Annotated[str | None, typer.Option(help="Any text; default built-in text.")] = None,
     model: Annotated[
         str | None, typer.Option(help="The dense model; default the one it was made from.")
     ] = None,
@@ -192,10 +202,10 @@ def spaces(as_json: Json = False) -> None:
         space_table(rows)
 
 
-FIELDS = {"pin": "pins"}  # flag -> field of StudyConfig, where they differ
+FIELDS = {"pin": "pins", "budget": "budgets"}  # flag -> field of StudyConfig, where they differ
 
 
-def _settings(context: typer.Context, file: Path | None, **fixed: Any) -> StudyConfig:
+def _settings(context: typer.Context, file: Path | None) -> StudyConfig:
     """The configuration: defaults, then the TOML file, then flags given on the command line."""
     from dataclasses import fields
 
@@ -208,7 +218,6 @@ def _settings(context: typer.Context, file: Path | None, **fixed: Any) -> StudyC
         source = context.get_parameter_source(name)
         if field in known and value is not None and source is not None and source.name != "DEFAULT":
             given[field] = tuple(value) if isinstance(value, list) else value
-    given.update(fixed)
     return StudyConfig(**given) if file is None else StudyConfig.from_toml(file, **given)
 
 

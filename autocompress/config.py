@@ -39,7 +39,7 @@ class StudyConfig:
     generations: int | None = None  # of evolution, at least 0; None is the strategy's default
     offspring: int | None = None  # per generation, at least 1; None is the strategy's default
     method: str = "gptq"  # how the database rounds: 'gptq' or 'rtn'
-    prefix: str = "dense"  # level of the earlier blocks that calibration activations pass through
+    prefix: str = "w3g64"  # level that calibration activations have passed through, or "dense"
     dtype: str = "auto"  # of forwards: 'auto' (fast and safe here), 'bfloat16' or 'float32'
     out: Path = Path("compressed")  # folder of the result
     run: Path | None = None  # folder of database and study; None is `<out>.run`
@@ -52,11 +52,15 @@ class StudyConfig:
         self._check_numbers()
         self.prefix_level()
         self.parsed_pins()
+        self._check_folders()
 
     @property
     def run_folder(self) -> Path:
         """Where database and study live."""
-        return self.run or self.out.with_name(f"{self.out.name}.run")
+        if self.run is not None:
+            return self.run
+        out = self.out if self.out.name.strip(".") else self.out.resolve()  # '.' has no name
+        return out.with_name(f"{out.name}.run")
 
     def prefix_level(self) -> Level:
         """`prefix` as a level."""
@@ -95,6 +99,15 @@ class StudyConfig:
                 raise ConfigError(f"{name} must be a tuple of strings. Got '{got}' alone.")
         if any(not budget.strip() for budget in self.budgets):
             raise ConfigError("a budget must not be blank. Write a limit such as '3.5bits'.")
+
+    def _check_folders(self) -> None:
+        if not self.out.resolve().name:
+            raise ConfigError(f"out must be a folder that can be made. Got '{self.out}'.")
+        if self.run_folder.resolve().is_relative_to(self.out.resolve()):
+            raise ConfigError(
+                f"run must be a folder outside of out, '{self.out}'. Got '{self.run}'. "
+                "Leave it out for the default beside it."
+            )
 
     @classmethod
     def from_toml(cls, path: Path, **flags: Any) -> Self:

@@ -69,14 +69,14 @@ def parse_budget(text: str, space: SearchSpace) -> Budget:
     """
     match = _BUDGET.fullmatch(text.strip()) if len(text) <= _LONGEST else None
     if match is None or Fraction(match[1]) <= 0:
-        raise _unreadable(text, "")
+        raise _unreadable(text, ".")
     number, unit = Fraction(match[1]), match[2]
     if unit in LATER:
-        raise _unreadable(text, f": {LATER[unit]} cannot be limited yet")
+        raise _unreadable(text, f": {LATER[unit]} cannot be limited yet.")
     if unit not in UNITS:
         near = [known for known in UNITS if known.lower() == unit.lower()]
         near = near or difflib.get_close_matches(unit, UNITS, n=1)
-        raise _unreadable(text, f". Did you mean '{match[1]}{near[0]}'?" if near else "")
+        raise _unreadable(text, f". Did you mean '{match[1]}{near[0]}'?" if near else ".")
     cost = "bits" if unit == "bits" else "bytes"
     return Budget(cost, math.floor(number * _scale(unit, space)), text.strip())
 
@@ -84,7 +84,7 @@ def parse_budget(text: str, space: SearchSpace) -> Budget:
 def _unreadable(text: str, why: str) -> BudgetError:
     return BudgetError(
         f"a budget must be a positive number and one of the units {', '.join(UNITS)}, "
-        f"such as 3.5bits or 90MB. Got '{text[:_LONGEST]}'{why}."
+        f"such as 3.5bits or 90MB. Got '{text[:_LONGEST]}'{why}"
     )
 
 

@@ -22,30 +22,45 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         OutputError: the disk refused; `path` is then what it was before.
     """
     handle, name = -1, ""
+    with disk_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            os.close(handle)
+            draft = Path(name)
+            write(draft)
+            with draft.open("rb+") as file:
+                os.fsync(file.fileno())
+            draft.chmod(0o644)
+            draft.replace(path)
+        except BaseException:  # an interrupt, too, leaves no draft
+            with suppress(OSError):
+                Path(name).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a disk's refusal, however a library words it, into one error about `path`.
+
+    Raises:
+        OutputError: the disk refused.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        draft = Path(name)
-        write(draft)
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        draft.chmod(0o644)
-        draft.replace(path)
+        yield
     except Exception as error:
-        with suppress(OSError):
-            Path(name).unlink(missing_ok=True)
         if isinstance(error, AutocompressError) or not _is_disk_error(error):
             raise
         raise OutputError(
             f"'{path}' must be writable. Got: {error}. Free disk space or choose another folder; "
-            "nothing half-written was left."
+            "nothing half-written looks whole."
         ) from error
 
 
 def _is_disk_error(error: Exception) -> bool:
-    # safetensors reports a full disk as its own SafetensorError, 'I/O error: …'.
-    return isinstance(error, OSError) or "I/O error" in str(error)
+    # safetensors has its own SafetensorError, 'I/O error: …'; tokenizers a plain Exception,
+    # 'No space left on device (os error 28)'.
+    return isinstance(error, OSError) or "I/O error" in str(error) or "(os error" in str(error)
 
 
 def write_json(path: Path, content: Any) -> None:

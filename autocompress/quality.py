@@ -25,6 +25,7 @@ from autocompress.files import write_atomically
 
 TOP = 512
 BATCH = 4  # windows per forward pass at most
+ROWS = 32  # rows of logits worked on together
 LOGITS = 1 << 27  # logits per forward pass at most: 256 MB in bf16
 
 
@@ -57,12 +58,11 @@ class Teacher:
 
 
 def window_logits(model: Any, windows: Tensor) -> Iterator[Tensor]:
-    """Yields (window, vocab) float32 logits, one window of (n, window) tokens after the other."""
+    """Yields (window, vocab) logits, one window of (n, window) tokens after the other."""
     vocabulary = model.get_output_embeddings().weight.shape[0]
     batch = max(1, min(BATCH, LOGITS // (windows.shape[1] * vocabulary)))
     for part in windows.split(batch):
-        for logits in model(input_ids=part, use_cache=False).logits:
-            yield logits.float()
+        yield from model(input_ids=part, use_cache=False).logits
 
 
 @torch.inference_mode()
@@ -81,31 +81,38 @@ def teacher(
     tail = torch.empty(n, window)
     nll = torch.empty(n)
     for i, logits in enumerate(window_logits(model, tokens)):
-        values, places = logits.topk(k, dim=1, sorted=False)
-        norm = logits.logsumexp(1, keepdim=True)
-        logp[i] = values - norm
-        index[i] = places
+        index[i] = torch.cat([part.topk(k, 1, sorted=False).indices for part in logits.split(ROWS)])
+        logp[i], nlls = log_probabilities(logits, index[i], tokens[i])
         tail[i] = (1 - logp[i].double().exp().sum(1)).clamp_min(0)
-        nll[i] = (norm[:-1] - logits[:-1].gather(1, tokens[i, 1:].unsqueeze(1))).mean()
+        nll[i] = nlls.mean()
         progress(i + 1, n)
     return Teacher(tokens, index, logp, tail, nll)
 
 
-def window_losses(
-    logits: Tensor,  # (window, vocab), float32
-    tokens: Tensor,  # (window,), int64
-    index: Tensor,  # (window, k)
-    logp: Tensor,  # (window, k)
-    tail: Tensor,  # (window,)
-) -> tuple[Tensor, Tensor]:  # KL (window,) and negative log-likelihood (window - 1,), nats
-    """Per-token losses of one window."""
-    norm = logits.logsumexp(1)
-    logq = logits.gather(1, index.long()) - norm.unsqueeze(1)
-    kl = (logp.exp() * (logp - logq)).sum(1)
-    rest = (1 - logq.exp().sum(1)).clamp_min(1e-9)
-    kl = kl + torch.special.xlogy(tail, tail / rest)
-    nll = norm[:-1] - logits[:-1].gather(1, tokens[1:].unsqueeze(1)).squeeze(1)
-    return kl, nll
+def log_probabilities(
+    logits: Tensor,  # (window, vocab), any float type
+    index: Tensor,  # (window, k), tokens wanted
+    tokens: Tensor,  # (window,), int64, the text itself
+) -> tuple[Tensor, Tensor]:  # log p (window, k), nll of the text (window - 1,), nats
+    """In float32, a few rows at a time: a whole window at 49 k tokens would leave the caches."""
+    following = torch.cat([tokens[1:], tokens[:1]])
+    wanted = torch.cat([index.long(), following.unsqueeze(1)], 1)
+    rows = []
+    for part, columns in zip(logits.split(ROWS), wanted.split(ROWS), strict=True):
+        exact = part.float()
+        rows.append(exact.gather(1, columns) - exact.logsumexp(1, keepdim=True))
+    found = torch.cat(rows)
+    return found[:, :-1], -found[:-1, -1]
+
+
+def divergence(
+    logp: Tensor,  # (window, k), dense model's most likely tokens, nats
+    tail: Tensor,  # (window,), its mass elsewhere
+    logq: Tensor,  # (window, k), the candidate's at the same tokens, nats
+) -> Tensor:  # (window,), nats
+    """KL(dense || candidate) with all other tokens lumped into one."""
+    rest = (1 - logq.exp().sum(1)).clamp_min(1e-9)  # float32 cannot tell a smaller rest from none
+    return (logp.exp() * (logp - logq)).sum(1) + torch.special.xlogy(tail, tail / rest)
 
 
 @torch.inference_mode()
@@ -113,10 +120,8 @@ def score(model: Any, reference: Teacher) -> Score:
     """How far `model` is from the reference's dense model on the reference's windows."""
     kls, nlls = [], []
     for i, logits in enumerate(window_logits(model, reference.windows)):
-        kl, nll = window_losses(
-            logits, reference.windows[i], reference.index[i], reference.logp[i], reference.tail[i]
-        )
-        kls.append(kl.mean())
+        logq, nll = log_probabilities(logits, reference.index[i], reference.windows[i])
+        kls.append(divergence(reference.logp[i], reference.tail[i], logq).mean())
         nlls.append(nll.mean())
     per_window = torch.stack(kls).double()
     spread = float(per_window.std()) if len(kls) > 1 else 0.0

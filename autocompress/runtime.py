@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from autocompress.levels import Dense, Level, Quantize, Shape
 from autocompress.models import is_linear, weight_of
 from autocompress.packed import dequantize, tensor_shapes, unpack
+from autocompress.tracing import embedding_scale
 
 
 class PackedWeight(nn.Module):
@@ -30,6 +31,13 @@ class PackedWeight(nn.Module):
     def dense_weight(self) -> Tensor:  # (out, in), in the dtype the model computes in
         """The weight the codes stand for, exactly as the search stitched it."""
         return dequantize(self.level, self.shape, self._buffers).to(self.dtype)  # type: ignore[arg-type]
+
+    @property
+    def weight(self) -> Tensor:  # (out, in)
+        """The dense weight, for code that reads a module's weight."""
+        weight = self.dense_weight()
+        weight._is_hf_initialized = True  # type: ignore[attr-defined]  # GPT-2 would fill c_proj
+        return weight
 
     def extra_repr(self) -> str:
         return f"{self.shape[1]} -> {self.shape[0]}, {self.level}"
@@ -52,17 +60,16 @@ class PackedEmbedding(PackedWeight):
     """Rows of a packed (vocab, hidden) weight; `scale` is what some models multiply them with."""
 
     def __init__(
-        self, level: Quantize, shape: Shape, dtype: torch.dtype, scale: Tensor | float | None
+        self, level: Quantize, shape: Shape, dtype: torch.dtype, scale: float | None
     ) -> None:
         super().__init__(level, shape, dtype)
         self.embed_scale = scale
 
     def forward(self, tokens: Tensor) -> Tensor:
-        rows = self._rows(tokens.flatten()).view(*tokens.shape, -1)
+        rows = self._rows(tokens.flatten()).view(*tokens.shape, self.shape[1])
         if self.embed_scale is None:
             return rows
-        scale = torch.as_tensor(self.embed_scale)
-        return rows * scale.to(rows.dtype)
+        return rows * torch.tensor(self.embed_scale).to(rows.dtype)
 
     def _rows(self, tokens: Tensor) -> Tensor:  # (tokens, hidden)
         vocab, width = self.shape
@@ -118,8 +125,7 @@ def pack_modules(model: Any, levels: Mapping[str, Level], dtype: torch.dtype) ->
             if is_linear(old):
                 new: nn.Module = PackedLinear(level, (rows, width), dtype, old.bias)
             else:
-                scale = getattr(old, "embed_scale", None)
-                new = PackedEmbedding(level, (rows, width), dtype, scale)
+                new = PackedEmbedding(level, (rows, width), dtype, embedding_scale(old))
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, new)
         if old is embedding and tied and head is not None:

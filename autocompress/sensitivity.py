@@ -18,7 +18,8 @@ from autocompress.errors import StudyError
 from autocompress.files import write_json
 from autocompress.levels import Dense, Level, parse_level
 from autocompress.models import weight_of
-from autocompress.stitch import StitchedModel
+from autocompress.stitch import StitchedModel, tied_modules
+from autocompress.tracing import embedding_scale
 
 BATCH = 2  # windows per pass: activations of all blocks are kept for the backward pass
 
@@ -55,10 +56,15 @@ def fisher_sensitivities(
     def collect(name: str, inputs: Tensor, gradient: Tensor) -> None:
         for level in space.levels[names[name]]:
             if not isinstance(level, Dense):
-                delta = _change(model, database, name, level)
+                delta = _change(model, database, name, level, lookup=not inputs.is_floating_point())
                 sums[names[name]][level] += _square(inputs, delta, gradient)
 
-    handles = [_watch(model, name, partial(collect, name)) for name in names]
+    tied = tied_modules(model)  # a head reads its embedding's weight: its change counts too
+    handles = [
+        _watch(model, user, partial(collect, name))
+        for name in names
+        for user in (name, *tied.get(name, ()))
+    ]
     try:
         for start in range(0, len(windows), BATCH):
             tokens = torch.from_numpy(windows[start : start + BATCH])
@@ -85,7 +91,7 @@ def _watch(
 def _backward(model: Any, tokens: Tensor, generator: torch.Generator) -> None:
     """Gradients of the summed negative log-likelihood of labels sampled from the model."""
     embedded = model.get_input_embeddings().register_forward_hook(
-        lambda module, args, output: output.requires_grad_()
+        lambda module, args, output: output.requires_grad_(), prepend=True
     )
     try:
         with torch.enable_grad():
@@ -109,9 +115,14 @@ def _sample(
     return torch.searchsorted(steps, level).squeeze(1).clamp_max(chance.shape[1] - 1)
 
 
-def _change(model: Any, database: LevelDatabase, name: str, level: Level) -> Tensor:  # (out, in)
-    dense = weight_of(model.get_submodule(name))
-    return database.weight(name, level, dense.dtype) - dense
+def _change(
+    model: Any, database: LevelDatabase, name: str, level: Level, lookup: bool
+) -> Tensor:  # (out, in)
+    """What the level adds to the weight as the module applies it."""
+    module = model.get_submodule(name)
+    dense = weight_of(module)
+    change = database.weight(name, level, dense.dtype) - dense
+    return change * (embedding_scale(module) or 1.0) if lookup else change
 
 
 @torch.no_grad()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from autocompress.report_facts import DASH, bits, label, loss, number, rivals, size
+from autocompress.report.facts import DASH, bits, label, loss, number, rivals, size
 
 
 def result_table(facts: dict[str, Any], folder: Path) -> None:
@@ -37,19 +38,25 @@ def result_table(facts: dict[str, Any], folder: Path) -> None:
 
 
 def layer_table(facts: dict[str, Any]) -> None:
-    """One row per layer."""
-    table = Table(title=f"{facts['space']['name']}: {len(facts['allocation'])} layers")
-    for column in ("layer", "level", "weights", "bits/weight", "bytes", "predicted loss"):
-        table.add_column(column, justify="left" if column in ("layer", "level") else "right")
+    """One row per layer; what all names begin with is in the title, so that rows stay short."""
+    names = [row["layer"] for row in facts["allocation"]]
+    shared = commonpath([name.replace(".", "/") for name in names]) if len(names) > 1 else ""
+    prefix = shared.replace("/", ".")
+    within = f" of {prefix}" if prefix else ""
+    table = Table(title=f"{facts['space']['name']}: {len(names)} layers{within}")
+    table.add_column("layer", overflow="fold")
+    table.add_column("level", no_wrap=True)
+    for column in ("weights", "bits/weight", "bytes", "predicted KL"):
+        table.add_column(column, justify="right")
     for row in facts["allocation"]:
         predicted = row.get("loss_predicted")
         table.add_row(
-            row["layer"],
+            row["layer"].removeprefix(f"{prefix}."),
             row["level"],
             f"{row['weights']:,}",
             f"{row['bits'] / row['weights']:.3f}",
             f"{row['bits'] // 8:,}",
-            DASH if predicted is None else f"{predicted:.5f}",
+            DASH if predicted is None else f"{predicted:.2g}",
         )
     Console().print(table)
 
@@ -67,10 +74,10 @@ def score_table(facts: dict[str, Any]) -> None:
 def space_table(rows: Sequence[dict[str, Any]]) -> None:
     """The search spaces."""
     table = Table()
-    for column in ("space", "levels", "scope", "when to use"):
+    table.add_column("space", no_wrap=True)
+    for column in ("levels", "scope", "when to use"):
         table.add_column(column)
     for row in rows:
-        table.add_row(
-            row["name"], " ".join(row["levels"]), " ".join(row["scope"]), row["description"]
-        )
+        reason = row["description"].removeprefix("When to use: ")
+        table.add_row(row["name"], " ".join(row["levels"]), " ".join(row["scope"]), reason)
     Console().print(table)

@@ -26,7 +26,7 @@ class StitchedModel:
             for layer in space.layers
             for name in layer.modules
         }
-        self.tied = _tied_modules(model)
+        self.tied = tied_modules(model)
         self.current: dict[str, Level] = dict.fromkeys(self.dense, Dense())
 
     def stitch(self, allocation: Allocation) -> Any:
@@ -55,7 +55,7 @@ class StitchedModel:
         self.current[name] = level
 
 
-def _tied_modules(model: Any) -> dict[str, tuple[str, ...]]:
+def tied_modules(model: Any) -> dict[str, tuple[str, ...]]:
     """Module -> other modules that share its weight."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():

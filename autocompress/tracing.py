@@ -19,6 +19,23 @@ def hidden_states(model: Any, tokens: Tensor) -> Tensor:  # (windows, window, hi
     return body(model)(input_ids=tokens, use_cache=False).last_hidden_state
 
 
+def embedding_scale(embedding: nn.Module) -> float | None:
+    """What rows are multiplied with. Gemma's buffer has no value before loading, its float has."""
+    scale = getattr(embedding, "scalar_embed_scale", getattr(embedding, "embed_scale", None))
+    return None if scale is None else float(scale)
+
+
+def is_causal(model: Any) -> bool:
+    """Whether no token's logits depend on a later token: tried, not believed (BERT loads too)."""
+    one = torch.arange(8).view(1, 8) % model.config.vocab_size
+    two = one.clone()
+    two[0, -1] = model.config.vocab_size // 2
+    with torch.inference_mode():
+        a, b = (model(input_ids=tokens, use_cache=False).logits[0, :-1] for tokens in (one, two))
+    near = 1e-3 * float(a.abs().max())  # experts see other batches, so sums differ in order
+    return torch.allclose(a, b, rtol=0, atol=near, equal_nan=True)
+
+
 def input_groups(model: Any, modules: Sequence[str]) -> list[tuple[str, ...]]:
     """Modules grouped by the tensor they read, in the order the forward pass reaches them.
 

@@ -29,11 +29,8 @@ TIERS = (
     ("strategies",),
     ("runtime", "integration"),
     ("progress",),
-    (
-        *("exporters", "report", "report_facts", "report_html", "report_markdown", "report_plots"),
-        "report_verdict",
-    ),
-    ("output", "result", "evaluator", "session", "scoring"),
+    ("exporters", "report"),
+    ("output", "result", "evaluator", "session", "scoring", "manifest"),
     ("pipeline",),
     ("show",),
     ("cli", "__main__", "__init__"),  # `__init__` is the facade: it names the public API
@@ -41,7 +38,8 @@ TIERS = (
 SEES_TORCH = {
     *("packed", "models", "experts", "tracing", "operators", "database", "stitch", "quality"),
     *("sensitivity", "exporters", "pipeline", "cli", "__main__", "__init__", "machine", "build"),
-    *("runtime", "integration", "evaluator", "session", "scoring", "output"),
+    *("runtime", "integration", "evaluator", "session", "scoring", "output", "result"),
+    "manifest",
 }
 TORCH_FREE = {place for places in TIERS for place in places} - SEES_TORCH
 FILE_LINES = 300

@@ -12,9 +12,9 @@ import pytest
 from facts import BLOCKS, SHAPES, make_facts
 
 from autocompress.report import write_report
-from autocompress.report_facts import layer_grid, results_table
-from autocompress.report_plots import Axes, alike, front_plots, groups, progress_plot, ticks
-from autocompress.report_verdict import verdict
+from autocompress.report.facts import layer_grid, results_table
+from autocompress.report.plots import Axes, alike, front_plots, groups, progress_plot, ticks
+from autocompress.report.verdict import verdict
 
 VOID = {"meta", "wbr", "path", "br"}
 HOSTILE = "<script>alert(1)</script>\"'&|`*[x](http://evil.example)\n# pwned"

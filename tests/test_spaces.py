@@ -130,9 +130,8 @@ def test_built_in_spaces() -> None:
     assert {"quant-2-8", "quant-2-8-tied", "head-and-embedding"} <= set(spaces)
     assert [path.stem for path in sorted(space_folder().glob("*.toml"))] == list(spaces)
     assert all(space.description.startswith("When to use: ") for space in spaces.values())
-    assert [str(level) for level in spaces["quant-2-8"].levels] == [
-        f"w{bits}g64" for bits in (2, 3, 4, 5, 6, 8)
-    ]
+    quantized = [level for level in spaces["quant-2-8"].levels if isinstance(level, Quantize)]
+    assert {level.bits for level in quantized} == {2, 3, 4, 5, 6, 8}
     assert spaces["quant-2-8-tied"].tie == (
         ("q_proj", "k_proj", "v_proj"),
         ("gate_proj", "up_proj"),

@@ -15,7 +15,7 @@ from torch import Tensor
 from autocompress.core import Allocation, SearchSpace
 from autocompress.database import LevelDatabase
 from autocompress.errors import ModelError
-from autocompress.files import write_atomically, write_json
+from autocompress.files import disk_errors, write_atomically, write_json
 from autocompress.integration import FORMAT, METHOD, WEIGHTS
 from autocompress.levels import Dense, Level, Quantize
 from autocompress.packed import tensor_shapes
@@ -106,13 +106,15 @@ def save_native(
         "levels": {k: str(v) for k, v in levels.items() if not isinstance(v, Dense)},
     }
     config["architectures"] = [type(model).__name__]
+    config["dtype"] = str(model.dtype).removeprefix("torch.")  # what `load` computes in
     write_atomically(
         out / WEIGHTS, lambda draft: save_file(tensors, draft, metadata={"format": "pt"})
     )
     write_json(out / "config.json", json.loads(json.dumps(config, default=str)))
-    tokenizer.save_pretrained(out)
-    if model.generation_config is not None:
-        model.generation_config.save_pretrained(out)
+    with disk_errors(out):
+        tokenizer.save_pretrained(out)
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(out)
     return out / WEIGHTS
 
 

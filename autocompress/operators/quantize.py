@@ -6,8 +6,7 @@ solves them all. The stack is kept transposed, (in, rows), so that a column is c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,17 +18,7 @@ from autocompress.operators.scales import group_scales
 from autocompress.packed import pack_quantized
 
 INNER, OUTER = 32, 256  # columns per rank-1 block and per lazy update: both fit the caches
-
-
-@dataclass(frozen=True, slots=True)
-class _Stack:
-    """All rows of all (level, weight), transposed: rows run along the last axis."""
-
-    weight: Tensor  # (in, rows), float32, overwritten by the sweep
-    scale: Tensor  # (in, rows) view by group: scale[group_of[j]]
-    zero: Tensor
-    group: list[Tensor]  # per distinct group size
-    top: Tensor  # (rows,), largest code
+Grid = tuple[Tensor, Tensor]  # scales and zeros
 
 
 @operator(Quantize)
@@ -56,6 +45,8 @@ def quantize(
     wanted = [level for level in levels if isinstance(level, Quantize)]
     weight = torch.cat(list(weights)).float()
     hessian = statistics.hessian
+    if hessian is not None and not hessian.diagonal().any():
+        hessian = None  # no token reached the layer, or only zeros: there is no output to keep
     importance = torch.ones(weight.shape[1]) if hessian is None else hessian.diagonal().clone()
     grids = [group_scales(weight, importance, level, solver.search_scales) for level in wanted]
     if hessian is None or solver.method == "rtn":
@@ -72,7 +63,7 @@ def quantize(
 def _split(
     weights: Sequence[Tensor],
     levels: Sequence[Quantize],
-    grids: Sequence[tuple[Tensor, Tensor]],
+    grids: Sequence[Grid],
     codes: Sequence[Tensor],
     errors: Sequence[Tensor],
     energy: Tensor,
@@ -143,7 +134,7 @@ def _gptq(
     weight: Tensor,
     hessian: Tensor,
     levels: Sequence[Quantize],
-    grids: Sequence[tuple[Tensor, Tensor]],
+    grids: Sequence[Grid],
     solver: Solver,
 ) -> tuple[list[Tensor], list[Tensor]]:  # codes (rows, in) and errors (rows,) per level
     rows, width = weight.shape
@@ -155,61 +146,79 @@ def _gptq(
     )
     factor = inverse_factor(hessian[order][:, order], solver.damping)
     stack = weight.T[order].repeat(1, len(levels)).contiguous()  # (in, levels * rows)
-    scales = [scale.T.contiguous() for scale, _ in grids]  # (groups, rows)
-    zeros = [zero.T.contiguous() for _, zero in grids]
-    index = [group_index(width, level)[order].tolist() for level in levels]
     top = torch.cat([torch.full((rows,), (1 << level.bits) - 1.0) for level in levels])
-    same = all(i == index[0] for i in index)
-    if same:
-        scales, zeros, index = [torch.cat(scales, 1)], [torch.cat(zeros, 1)], index[:1]
-    error = _sweep(stack, factor, scales, zeros, index, top)
+    error = _sweep(stack, factor, _column_grid(levels, grids, order, width), top)
     inverse_order = torch.argsort(order)
     codes = stack.to(torch.uint8)[inverse_order]  # (in, levels * rows)
     parts = codes.split(rows, 1)
     return [part.T.contiguous() for part in parts], list(error.split(rows))
 
 
+def _column_grid(
+    levels: Sequence[Quantize], grids: Sequence[Grid], order: Tensor, width: int
+) -> Callable[[int], Grid]:
+    """Scale and zero of every row at the j-th solved column; one look-up when all groups agree."""
+    index = [group_index(width, level)[order].tolist() for level in levels]
+    scales = [scale.T.contiguous() for scale, _ in grids]  # (groups, rows)
+    zeros = [zero.T.contiguous() for _, zero in grids]
+    if all(i == index[0] for i in index):
+        scale, zero = torch.cat(scales, 1), torch.cat(zeros, 1)
+        return lambda j: (scale[index[0][j]], zero[index[0][j]])
+
+    def look_up(j: int) -> Grid:
+        rows = [i[j] for i in index]
+        return (
+            torch.cat([s[g] for s, g in zip(scales, rows, strict=True)]),
+            torch.cat([z[g] for z, g in zip(zeros, rows, strict=True)]),
+        )
+
+    return look_up
+
+
 def _sweep(
     stack: Tensor,  # (in, rows): weights in, codes out
     factor: Tensor,  # (in, in), upper
-    scales: list[Tensor],
-    zeros: list[Tensor],
-    index: list[list[int]],
-    top: Tensor,  # (rows,)
+    grid: Callable[[int], tuple[Tensor, Tensor]],  # column -> scale and zero, (rows,) each
+    top: Tensor,  # (rows,), largest codes
 ) -> Tensor:  # (rows,), damped Hessian error
-    """Solve column after column, pushing each rounding error onto the columns still to come."""
+    """Solve column after column, pushing each rounding error onto the columns still to come.
+
+    Within `INNER` columns errors are pushed one by one, within `OUTER` by blocks, then to the rest.
+    """
     width, rows = stack.shape
     error = torch.zeros(rows)
     pushed = torch.empty(OUTER, rows)
-    step = torch.empty(rows)
+    code = torch.empty(rows)
     for outer in range(0, width, OUTER):
         outer_end = min(outer + OUTER, width)
         for inner in range(outer, outer_end, INNER):
             inner_end = min(inner + INNER, outer_end)
             for j in range(inner, inner_end):
-                column = stack[j]
-                if len(scales) == 1:
-                    scale, zero = scales[0][index[0][j]], zeros[0][index[0][j]]
-                else:
-                    scale = torch.cat([s[i[j]] for s, i in zip(scales, index, strict=True)])
-                    zero = torch.cat([z[i[j]] for z, i in zip(zeros, index, strict=True)])
-                torch.div(column, scale, out=step)
-                step.add_(zero).round_().clamp_min_(0)
-                torch.minimum(step, top, out=step)
-                gap = pushed[j - outer]
-                torch.sub(step, zero, out=gap)
-                gap.mul_(scale).sub_(column).mul_(1.0 / float(factor[j, j]))
+                gap = _round_column(
+                    stack[j], *grid(j), top, float(factor[j, j]), code, pushed[j - outer]
+                )
                 error.addcmul_(gap, gap)
-                column.copy_(step)
                 if j + 1 < inner_end:
                     stack[j + 1 : inner_end].addr_(factor[j, j + 1 : inner_end], gap)
-            if inner_end < outer_end:
-                stack[inner_end:outer_end].addmm_(
-                    factor[inner:inner_end, inner_end:outer_end].T,
-                    pushed[inner - outer : inner_end - outer],
-                )
-        if outer_end < width:
-            stack[outer_end:].addmm_(
-                factor[outer:outer_end, outer_end:].T, pushed[: outer_end - outer]
-            )
+            late = factor[inner:inner_end, inner_end:outer_end]
+            stack[inner_end:outer_end].addmm_(late.T, pushed[inner - outer : inner_end - outer])
+        stack[outer_end:].addmm_(factor[outer:outer_end, outer_end:].T, pushed[: outer_end - outer])
     return error
+
+
+def _round_column(
+    column: Tensor,  # (rows,): weights in, codes out
+    scale: Tensor,
+    zero: Tensor,
+    top: Tensor,
+    pivot: float,  # the factor's diagonal entry
+    code: Tensor,  # (rows,), scratch
+    gap: Tensor,  # (rows,), scratch, returned
+) -> Tensor:  # (rows,): (rounded - weight) / pivot
+    torch.div(column, scale, out=code)
+    code.add_(zero).round_().clamp_min_(0)
+    torch.minimum(code, top, out=code)
+    torch.sub(code, zero, out=gap)
+    gap.mul_(scale).sub_(column).mul_(1.0 / pivot)
+    column.copy_(code)
+    return gap

@@ -12,6 +12,7 @@ from autocompress.levels import Quantize
 SHRINK = tuple(1.0 - 0.025 * step for step in range(23))
 CHUNK = 1 << 16  # elements per chunk: the working set stays in the L2 cache
 SMALLEST = 2.0**-24  # the smallest positive fp16
+LARGEST = 65504.0  # the largest fp16: wider groups are clipped, never stored as infinity
 
 
 def group_scales(
@@ -49,7 +50,7 @@ def _grid(low: Tensor, high: Tensor, level: Quantize) -> tuple[Tensor, Tensor]:
     else:
         scale = (high - low) / top
         zero = torch.zeros_like(scale)
-    scale = scale.clamp_min(SMALLEST).half().clamp_min(SMALLEST).float()
+    scale = scale.clamp(SMALLEST, LARGEST).half().float()
     if not level.symmetric:
         zero = (-low / scale).round_().clamp_(0, top)
     return scale, zero

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from html import escape
 from importlib import resources
 
-from autocompress.report_facts import (
+from autocompress.report.facts import (
     DASH,
     Facts,
     Grid,
@@ -25,8 +25,8 @@ from autocompress.report_facts import (
     setting_table,
     size,
 )
-from autocompress.report_plots import front_plots, progress_plot, searched, shades
-from autocompress.report_verdict import title, verdict
+from autocompress.report.plots import front_plots, progress_plot, searched, shades
+from autocompress.report.verdict import title, verdict
 
 # From few bits to many; falling lightness, so it also reads in grey and by the colour-blind.
 RAMP = ("#fbf3bf", "#cfe8b4", "#93d3b9", "#62b6c9", "#3a78b5", "#2b3a8a")
@@ -36,7 +36,7 @@ CROWDED = 24  # columns; more of them leave no room for numbers in the cells
 
 def render_html(facts: Facts) -> str:
     """The whole page."""
-    style = resources.files("autocompress").joinpath("report.css").read_text(encoding="utf-8")
+    style = resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     colours = _colours(facts)
     body = "\n".join(
         part
@@ -217,7 +217,7 @@ def _progress(facts: Facts) -> str:
         f'<div class="wide">{progress_plot(facts, 920, 340)}</div>'
         f'<div class="narrow">{progress_plot(facts, 360, 300)}</div>'
         "<figcaption>Loss on search windows over the tokens spent. Every dot is a trial; lines "
-        "show the best so far among trials of the same tokens, the only losses that compare."
+        "show the best so far among trials of the same windows, the only losses that compare."
         "</figcaption></figure>"
     )
 
@@ -232,8 +232,8 @@ def _fronts(facts: Facts) -> str:
     return (
         f'<figure><div class="panels">{panels}</div>'
         "<figcaption>Everything that was seen, one picture per split and number of tokens. The "
-        "stepped line is the front, diamonds are the baselines and the winner (filled), the dashed "
-        "line is the budget.</figcaption></figure>"
+        "stepped line is the front of trials that saw the same windows, diamonds are the baselines "
+        "and the winner (filled), the dashed line is the budget.</figcaption></figure>"
     )
 
 

@@ -7,7 +7,7 @@ trials stay far below a megabyte.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from autocompress.pareto import front
-from autocompress.report_facts import RIVALS, Facts, rivals
+from autocompress.report.facts import RIVALS, Facts, rivals
 
 Point = tuple[float, float]
 Group = tuple[str, int, int]  # split, tokens, seed: the losses that may be compared
@@ -203,7 +203,10 @@ def _spent_at(trial: Facts) -> Point:
 
 
 def front_plots(facts: Facts, width: int, height: int) -> dict[tuple[str, int], str]:
-    """Loss against effective bits, one picture per split and token count, never mixed."""
+    """Loss against effective bits, one picture per split and token count.
+
+    Trials of different seeds saw different windows, so together they have no front.
+    """
     panels: dict[tuple[str, int], list[Facts]] = {}
     for (split, tokens, _), trials in groups(facts).items():
         panels.setdefault((split, tokens), []).extend(trials)
@@ -245,19 +248,29 @@ def _front_plot(
     _budget_line(axes, facts)
     distinct = sorted(set(everything))
     kept = front(np.array(distinct, dtype=np.float64))
-    axes.stairs([point for point, best in zip(distinct, kept, strict=True) if best], "front")
+    if len({trial.get("seed", 0) for trial in trials}) <= 1:
+        axes.stairs([point for point, best in zip(distinct, kept, strict=True) if best], "front")
     axes.dots(points, "s0")
     for trial, place in zip(trials, points, strict=True):
         if trial["origin"].startswith("uniform"):
             axes.diamond(place, "uniform")
-    below = -math.inf
-    for name, place in sorted(marks.items(), key=lambda mark: axes.at(*mark[1])[1]):
-        x, spot = axes.at(*place)
-        axes.diamond(place, name)
-        left = x > width * 0.6
-        below = max(spot + 4, below + 14)  # labels of neighbours never overlap
-        axes.text(x + (-10 if left else 10), below, RIVALS[name], "end" if left else "start", "tag")
+    _label(axes, marks)
     return axes.svg(f"Loss against effective bits, {key[0]} windows, {key[1]:,} tokens")
+
+
+def _label(axes: Axes, marks: Mapping[str, Point]) -> None:
+    """Marks with their names, which never overlap; what won under two names has both."""
+    names: dict[Point, list[str]] = {}
+    for name, place in marks.items():
+        names.setdefault(place, []).append(name)
+    below = -math.inf
+    for place, same in sorted(names.items(), key=lambda item: axes.at(*item[0])[1]):
+        x, spot = axes.at(*place)
+        axes.diamond(place, same[-1])
+        left = x > axes.width * 0.6
+        below = max(spot + 4, below + 14)
+        text = " = ".join(RIVALS[name] for name in same)
+        axes.text(x + (-10 if left else 10), below, text, "end" if left else "start", "tag")
 
 
 def _budget_line(axes: Axes, facts: Facts) -> None:

@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from autocompress.files import write_atomically
-from autocompress.report_facts import Facts
-from autocompress.report_html import render_html
-from autocompress.report_markdown import render_markdown
+from autocompress.report.facts import Facts
+from autocompress.report.html import render_html
+from autocompress.report.markdown import render_markdown
 
 
 def write_report(facts: Facts, out: Path) -> None:

@@ -69,8 +69,11 @@ def bits(value: float | None) -> str:
 
 
 def size(count: float | None) -> str:
-    """Bytes in decimal megabytes."""
-    return DASH if count is None else f"{count / 1e6:,.1f}\N{NO-BREAK SPACE}MB"
+    """Bytes in decimal megabytes; kilobytes below one."""
+    if count is None:
+        return DASH
+    amount, unit = (count / 1e6, "MB") if count >= 1e6 else (count / 1e3, "kB")
+    return f"{amount:,.1f}\N{NO-BREAK SPACE}{unit}"
 
 
 def duration(seconds: float) -> str:

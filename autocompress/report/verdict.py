@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import hypot
 
-from autocompress.report_facts import Facts, bits, loss, rivals
+from autocompress.report.facts import Facts, bits, loss, rivals
 
 
 def title(facts: Facts) -> str:

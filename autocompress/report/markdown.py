@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from autocompress.report_facts import (
+from autocompress.report.facts import (
     Facts,
     Table,
     cost_table,
@@ -15,8 +15,8 @@ from autocompress.report_facts import (
     results_table,
     setting_table,
 )
-from autocompress.report_plots import searched
-from autocompress.report_verdict import title, verdict
+from autocompress.report.plots import searched
+from autocompress.report.verdict import title, verdict
 
 
 def render_markdown(facts: Facts) -> str:

@@ -1,0 +1,125 @@
+"""The manifest: everything `autocompress.json` says about a finished search."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from autocompress.core import Allocation, Problem
+from autocompress.files import sha256
+from autocompress.machine import describe_machine
+from autocompress.result import allocation_facts, budget_facts, trial_facts
+from autocompress.session import Session
+from autocompress.study import Study
+
+PACKAGES = ("autocompress", "torch", "transformers", "numpy", "scipy", "optuna", "safetensors")
+
+
+def manifest_facts(
+    session: Session,
+    problem: Problem,
+    study: Study,
+    winner: Allocation,
+    results: dict[str, Any],
+    weights: Path,
+) -> dict[str, Any]:
+    """The content of `autocompress.json`.
+
+    Args:
+        results: scores of dense, uniform, ilp and winner.
+        weights: the written weights file.
+    """
+    config = session.config
+    predicted = problem.sensitivities(config.sensitivity_tokens)
+    return {
+        "format": 1,
+        **_model_facts(session),
+        **_size_facts(session, problem, winner),
+        "file_bytes": weights.stat().st_size,
+        "sha256": {weights.name: sha256(weights)},
+        "machine": describe_machine(session.loaded.model.dtype),
+        "budgets": [budget_facts(problem, budget, winner) for budget in problem.budgets],
+        "results": results,
+        "allocation": allocation_facts(problem, winner, predicted),
+        "trials": trial_facts(problem, study),
+        "tokens": _tokens(session, study),
+        "seconds": {phase: round(spent, 2) for phase, spent in session.seconds.items()},
+        "notes": _notes(session),
+        "command": " ".join(["autocompress", *sys.argv[1:]]) if _from_shell() else None,
+        "seed": config.seed,
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def dense_bytes(session: Session) -> int:
+    """Bytes of the model with every layer in scope dense, at 16 bits."""
+    return int(session.costs[1].base) + 2 * session.space.weights
+
+
+def _model_facts(session: Session) -> dict[str, Any]:
+    """What was compressed, over which space, on which text."""
+    loaded, space = session.loaded, session.space
+    return {
+        "model": {
+            "name": loaded.name,
+            "source": _source(session.config.model),
+            "parameters": loaded.parameters,
+            "fingerprint": loaded.fingerprint,
+        },
+        "space": {
+            "name": space.name,
+            "layers": len(space.layers),
+            "weights": space.weights,
+            "levels": list(map(str, space.all_levels())),
+        },
+        "calibration": session.windows.record(),
+        "database": session.database.identity,
+    }
+
+
+def _source(model: str | None) -> str | None:
+    """Where `eval` finds the dense model again, from any current directory."""
+    path = Path(model or "").expanduser()
+    return str(path.resolve()) if model and path.exists() else model
+
+
+def _size_facts(session: Session, problem: Problem, winner: Allocation) -> dict[str, Any]:
+    """Effective bits in scope beside bits and bytes of the whole model."""
+    total = int(problem.table("bytes").total(winner))
+    return {
+        "effective_bits": problem.table("bits").total(winner) / session.space.weights,
+        "model_bits": 8 * total / session.loaded.parameters,
+        "total_bytes": total,
+        "dense_bytes": dense_bytes(session),
+    }
+
+
+def _tokens(session: Session, study: Study) -> dict[str, int]:
+    spent = dict.fromkeys(("search", "validate", "test"), 0)
+    for trial in study.trials:
+        spent[trial.fidelity.split] += trial.fidelity.tokens
+    parts = {
+        "calibrate": int(session.windows.calibrate.size),
+        "sensitivities": study.tokens - sum(spent.values()),
+        "search": spent["search"],
+        "verify": spent["validate"] + spent["test"],
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
+def _notes(session: Session) -> list[str]:
+    notes = []
+    if session.config.model is None and "Q4_1" in session.loaded.name:
+        notes.append(
+            "The default model is a dequantized Q4_1 file: its weights sit on a 4-bit grid of "
+            "32, so results at 4 bits and more do not carry over to other models."
+        )
+    if session.config.calibration is None:
+        notes.append("Calibrated and scored on Python's built-in help topics, split by document.")
+    return notes
+
+
+def _from_shell() -> bool:
+    return Path(sys.argv[0]).name == "autocompress"

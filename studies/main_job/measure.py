@@ -1,0 +1,95 @@
+"""Time the level database and the scoring of candidates on this machine.
+
+python studies/main_job/measure.py database WORK_FOLDER    # 5 levels, 32,768 tokens
+python studies/main_job/measure.py throughput WORK_FOLDER  # after `database`
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from autocompress.config import StudyConfig
+from autocompress.core import Fidelity
+from autocompress.evaluator import Evaluator
+from autocompress.progress import Silent
+from autocompress.quality import BATCH
+from autocompress.session import Session, complete_database, open_session
+
+SPACE = """
+name = "five-levels"
+levels = ["w2g64", "w3g64", "w4g64", "w5g64", "w6g64"]
+"""
+ROUNDS = 7
+
+
+def main() -> None:
+    """Run one measurement."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("database", "throughput"))
+    parser.add_argument("work", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as space:
+        space.write(SPACE)
+        space.flush()
+        config = StudyConfig(space=space.name, run=arguments.work / "five-levels")
+        session = open_session(config, Silent())
+    {"database": database, "throughput": throughput}[arguments.what](session)
+
+
+def database(session: Session) -> None:
+    """Build the database from nothing: seconds, size, memory."""
+    start, cpu = time.perf_counter(), time.process_time()
+    complete_database(session)
+    wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(
+        f"{session.windows.calibrate.size:,} tokens, {len(session.space.layers)} layers, "
+        f"5 levels: {wall:.0f} s wall, {cpu:.0f} s CPU, {session.database.bytes() / 1e6:.0f} MB, "
+        f"peak memory {peak:.2f} GB, load {Path('/proc/loadavg').read_text().split()[0]}"
+    )
+
+
+@torch.inference_mode()
+def throughput(session: Session) -> None:
+    """Score candidates, and run plain forward passes of the same windows, in turns."""
+    complete_database(session)
+    evaluator = Evaluator(
+        session.loaded.model,
+        session.space,
+        session.database,
+        session.windows,
+        session.config.run_folder,
+        session.progress,
+    )
+    levels = session.space.uniform_levels()
+    parent = session.space.uniform(levels[1])
+    fidelity = Fidelity(8 * session.config.window)
+    windows = torch.from_numpy(session.windows.subset(fidelity))
+    evaluator(parent, fidelity)
+    plain, scored = [], []
+    for round_ in range(ROUNDS):
+        child = parent.swap(round_, levels[2]).swap(100 + round_, levels[0])
+        start = time.perf_counter()
+        evaluator(child, fidelity)
+        scored.append(fidelity.tokens / (time.perf_counter() - start))
+        start = time.perf_counter()
+        for batch in windows.split(BATCH):
+            session.loaded.model(input_ids=batch, use_cache=False)
+        plain.append(fidelity.tokens / (time.perf_counter() - start))
+    ratios = [a / b for a, b in zip(scored, plain, strict=True)]
+    print(
+        f"{fidelity.tokens:,} tokens, {ROUNDS} rounds, tokens/s: scoring "
+        f"{statistics.median(scored):.0f}, plain forward {statistics.median(plain):.0f}; ratio "
+        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+
+
+if __name__ == "__main__":
+    main()

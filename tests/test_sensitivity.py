@@ -1,0 +1,197 @@
+"""Sensitivities against a slow computation with loops, and against measured losses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+import autocompress.sensitivity
+from autocompress.core import SearchSpace
+from autocompress.errors import StudyError
+from autocompress.levels import Dense, parse_level
+from autocompress.models import LoadedModel, find_layers
+from autocompress.quality import score, teacher
+from autocompress.sensitivity import fisher_sensitivities, stored_sensitivities
+from autocompress.stitch import StitchedModel
+
+W2, W6 = parse_level("w2g64"), parse_level("w6g64")
+
+
+@pytest.fixture
+def windows(tiny_windows):
+    return tiny_windows.search[:5]  # not a multiple of the batch
+
+
+@pytest.fixture
+def labels(monkeypatch):
+    """The labels that were sampled, in the order of the tokens."""
+    drawn, sample = [], autocompress.sensitivity._sample
+
+    def spy(chance, generator):
+        drawn.append(sample(chance, generator))
+        return drawn[-1]
+
+    monkeypatch.setattr(autocompress.sensitivity, "_sample", spy)
+    return drawn
+
+
+def slow_sensitivity(model, users, change, windows, labels):
+    """Half the token mean of (gT dW x)^2 summed over the modules that read the weight."""
+    total, embedding = 0.0, model.get_input_embeddings()
+    for window, drawn in zip(torch.from_numpy(windows), labels.view(windows.shape), strict=True):
+        seen = []
+
+        def keep(module, args, output, seen=seen):
+            output.retain_grad()
+            seen.append((args[0].detach(), output))
+
+        handles = [user.register_forward_hook(keep) for user in users if user is not embedding]
+        with torch.enable_grad():
+            embedded = embedding(window[None]).requires_grad_()
+            logits = model(inputs_embeds=embedded, use_cache=False).logits[0]
+            F.cross_entropy(logits, drawn, reduction="sum").backward()
+        for handle in handles:
+            handle.remove()
+        if embedding in users:
+            seen.append((window[None], embedded))
+        assert len(seen) == len(users)
+        for inputs, output in seen:
+            for t in range(len(window)):
+                x = inputs[0, t]
+                moved = change @ x if x.is_floating_point() else change[x]
+                total += float(moved.double() @ output.grad[0, t].double()) ** 2
+    return total / 2 / windows.size
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.embed_tokens", "model.layers.0.self_attn.v_proj", "model.layers.2.mlp.down_proj"],
+)
+@pytest.mark.parametrize("level", [W2, W6], ids=str)
+def test_equals_a_slow_computation(name, level, tiny, tiny_space, tiny_database, windows, labels):
+    found = fisher_sensitivities(tiny.model, tiny_space, tiny_database, windows)
+    module = tiny.model.get_submodule(name)
+    users = [module, tiny.model.lm_head] if name == "model.embed_tokens" else [module]
+    change = tiny_database.load(name, level).dense() - module.weight
+    index = [layer.name for layer in tiny_space.layers].index(name)
+    expected = slow_sensitivity(tiny.model, users, change, windows, torch.cat(labels))
+    assert found[index][level] == pytest.approx(expected, rel=1e-3)
+    assert expected > 0
+
+
+def test_labels_are_sampled_from_the_model(labels):
+    chance = torch.tensor([[0.5, 0.0, 0.3, 0.2], [0.0, 0.0, 0.0, 1.0]]).repeat(20_000, 1)
+    drawn = autocompress.sensitivity._sample(chance, torch.Generator().manual_seed(0))
+    first = torch.bincount(drawn[::2], minlength=4) / 20_000
+    torch.testing.assert_close(first, chance[0], rtol=0, atol=0.015)
+    assert torch.equal(drawn[1::2], torch.full((20_000,), 3))
+
+
+@pytest.mark.parametrize("level", [W6, parse_level("w8g64")], ids=str)
+def test_the_sum_predicts_the_loss_of_a_uniform_model(
+    level, tiny, tiny_space, tiny_windows, tiny_database, stitched
+):
+    windows = tiny_windows.search
+    found = fisher_sensitivities(tiny.model, tiny_space, tiny_database, windows)
+    reference = teacher(tiny.model, windows)
+    measured = score(stitched.stitch(tiny_space.uniform(level)), reference).loss
+    assert 0.7 < sum(row[level] for row in found) / measured < 1.5
+
+
+def test_each_layer_predicts_its_own_loss(tiny, tiny_space, tiny_windows, tiny_database, stitched):
+    windows, level = tiny_windows.search, parse_level("w4g64")
+    found = fisher_sensitivities(tiny.model, tiny_space, tiny_database, windows)
+    reference = teacher(tiny.model, windows)
+    dense = tiny_space.uniform(Dense())
+    ratios = {}
+    for index, layer in enumerate(tiny_space.layers):
+        loss = score(stitched.stitch(dense.swap(index, level)), reference).loss
+        if loss > 1e-4:  # less is lost in the noise of the labels
+            ratios[layer.name] = found[index][level] / loss
+    assert "model.embed_tokens" in ratios and len(ratios) >= 7
+    assert all(0.5 < ratio < 1.6 for ratio in ratios.values()), ratios
+
+
+def test_an_embedding_that_scales_its_rows(build_levels, tmp_path):
+    """Gemma multiplies with sqrt(hidden): its output changes by as much more."""
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        **{"vocab_size": 512, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2},
+        **{"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32},
+        **{"initializer_range": 0.1, "tie_word_embeddings": False},
+    )
+    model = Gemma2ForCausalLM(config).eval().requires_grad_(False)
+    layers = find_layers(model, ("embedding",))
+    space = SearchSpace("embedding", layers, ((parse_level("w4g64"),),))
+    windows = np.random.default_rng(0).integers(0, 512, (8, 64))
+    database = build_levels(LoadedModel(model, None, "g", "g"), space, windows, tmp_path / "g")
+    [[found]] = [row.values() for row in fisher_sensitivities(model, space, database, windows)]
+    reference = teacher(model, windows)
+    stitched = StitchedModel(model, space, database)
+    measured = score(stitched.stitch(space.uniform(parse_level("w4g64"))), reference).loss
+    assert 0.5 < found / measured < 2
+
+
+def test_one_seed_gives_one_result_and_another_seed_another(
+    tiny, tiny_space, tiny_database, windows
+):
+    one, again, other = (
+        fisher_sensitivities(tiny.model, tiny_space, tiny_database, windows, seed)
+        for seed in (3, 3, 4)
+    )
+    assert one == again
+    assert one != other
+    assert [list(row) for row in one] == [list(levels) for levels in tiny_space.levels]
+    assert all(row[Dense()] == 0 for row in one)
+
+
+def test_the_model_is_left_as_it_was(tiny, tiny_space, tiny_database, windows):
+    before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
+    fisher_sensitivities(tiny.model, tiny_space, tiny_database, windows)
+    for module in tiny.model.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+    for parameter in tiny.model.parameters():
+        assert parameter.grad is None and not parameter.requires_grad
+    assert all(torch.equal(before[name], t) for name, t in tiny.model.state_dict().items())
+
+
+def test_hooks_are_removed_after_an_error(tiny, tiny_space, tiny_database, windows):
+    with pytest.raises(IndexError):
+        fisher_sensitivities(tiny.model, tiny_space, tiny_database, windows + 10_000)
+    assert not any(module._forward_hooks for module in tiny.model.modules())
+
+
+def test_stored_sensitivities_are_computed_once_from_the_dense_model(
+    stitched, tiny_space, tiny_database, windows, tmp_path, monkeypatch
+):
+    path, spent = tmp_path / "sensitivities.json", []
+    arguments = (path, stitched, windows, 0, lambda done, total: None, spent.append)
+    stitched.stitch(tiny_space.uniform(W2))
+    made = stored_sensitivities(*arguments)
+    assert made == fisher_sensitivities(stitched.model, tiny_space, tiny_database, windows)
+    assert spent == [windows.size]
+    monkeypatch.setattr(autocompress.sensitivity, "fisher_sensitivities", None)
+    assert stored_sensitivities(*arguments) == made
+    assert spent == [windows.size]
+
+
+@pytest.mark.parametrize("text", ["", "[{", "[1]", '[{"w3g64": "x"}]', '[{"nonsense": 1.0}]'])
+def test_damaged_sensitivities_are_refused(text, stitched, windows, tmp_path):
+    path = tmp_path / "sensitivities.json"
+    path.write_text(text)
+    with pytest.raises(StudyError, match="must be whole") as error:
+        stored_sensitivities(path, stitched, windows, 0, lambda *_: None, lambda _: None)
+    assert str(path) in str(error.value)
+
+
+def test_progress_counts_windows(tiny, tiny_space, tiny_database, windows):
+    seen = []
+    fisher_sensitivities(
+        *(tiny.model, tiny_space, tiny_database, windows),
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen[-1] == (5, 5)
+    assert json.dumps(seen) == json.dumps(sorted(seen))
