@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from autocompress.levels import Level
@@ -92,8 +91,4 @@ def solve(
 
 def output_energy(weight: Tensor, hessian: Tensor | None) -> Tensor:  # (out,)
     """Mean squared output of each row: w H wT, or w wT without statistics."""
-    return (
-        ((weight if hessian is None else weight @ hessian) * weight)
-        .sum(1)
-        .clamp_min(torch.finfo(torch.float32).tiny)
-    )
+    return ((weight if hessian is None else weight @ hessian) * weight).sum(1)

@@ -17,6 +17,7 @@ from autocompress.operators import Solution, Solver, Statistics, operator, outpu
 from autocompress.operators.scales import group_scales
 from autocompress.packed import pack_quantized
 
+TINY = torch.finfo(torch.float32).tiny  # in place of the energy of an all-zero weight
 INNER, OUTER = 32, 256  # columns per rank-1 block and per lazy update: both fit the caches
 Grid = tuple[Tensor, Tensor]  # scales and zeros
 
@@ -78,7 +79,7 @@ def _split(
             [
                 Solution(
                     pack_quantized(level, code[part], scale[part], zero[part]),
-                    float(error[part].sum() / energy[part].sum()),
+                    float(error[part].sum() / energy[part].sum().clamp_min(TINY)),
                 )
                 for level, (scale, zero), code, error in zip(
                     levels, grids, codes, errors, strict=True

@@ -19,7 +19,7 @@ from autocompress.config import StudyConfig
 from autocompress.core import Fidelity
 from autocompress.evaluator import Evaluator
 from autocompress.progress import Silent
-from autocompress.quality import BATCH
+from autocompress.quality import BATCH, TOP, window_logits
 from autocompress.session import Session, complete_database, open_session
 
 SPACE = """
@@ -32,7 +32,7 @@ ROUNDS = 7
 def main() -> None:
     """Run one measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("database", "throughput"))
+    parser.add_argument("what", choices=("database", "throughput", "exactness"))
     parser.add_argument("work", type=Path)
     arguments = parser.parse_args()
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as space:
@@ -40,7 +40,9 @@ def main() -> None:
         space.flush()
         config = StudyConfig(space=space.name, run=arguments.work / "five-levels")
         session = open_session(config, Silent())
-    {"database": database, "throughput": throughput}[arguments.what](session)
+    {"database": database, "throughput": throughput, "exactness": exactness}[arguments.what](
+        session
+    )
 
 
 def database(session: Session) -> None:
@@ -59,15 +61,7 @@ def database(session: Session) -> None:
 @torch.inference_mode()
 def throughput(session: Session) -> None:
     """Score candidates, and run plain forward passes of the same windows, in turns."""
-    complete_database(session)
-    evaluator = Evaluator(
-        session.loaded.model,
-        session.space,
-        session.database,
-        session.windows,
-        session.config.run_folder,
-        session.progress,
-    )
+    evaluator = make_evaluator(session)
     levels = session.space.uniform_levels()
     parent = session.space.uniform(levels[1])
     fidelity = Fidelity(8 * session.config.window)
@@ -88,6 +82,40 @@ def throughput(session: Session) -> None:
         f"{fidelity.tokens:,} tokens, {ROUNDS} rounds, tokens/s: scoring "
         f"{statistics.median(scored):.0f}, plain forward {statistics.median(plain):.0f}; ratio "
         f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+
+
+@torch.inference_mode()
+def exactness(session: Session) -> None:
+    """The loss from the dense model's top tokens and tail mass, against all logits."""
+    evaluator = make_evaluator(session)
+    fidelity = Fidelity(8 * session.config.window)
+    windows = torch.from_numpy(session.windows.subset(fidelity))
+    dense = [logits.clone() for logits in window_logits(evaluator.stitched.restore(), windows)]
+    for level in session.space.uniform_levels():
+        candidate = evaluator.stitched.stitch(session.space.uniform(level))
+        full = []
+        for one, two in zip(dense, window_logits(candidate, windows), strict=True):
+            p, q = (logits.float().log_softmax(1) for logits in (one, two))
+            full.append((p.exp() * (p - q)).sum(1).mean())
+        exact = float(torch.stack(full).mean())
+        compact = evaluator(session.space.uniform(level), fidelity).loss
+        print(
+            f"{level}: full logits {exact:.5f}, top {TOP} and tail {compact:.5f} nats/token, "
+            f"short by {1 - compact / exact:.2%}"
+        )
+
+
+def make_evaluator(session: Session) -> Evaluator:
+    """The evaluator of a complete database."""
+    complete_database(session)
+    return Evaluator(
+        session.loaded.model,
+        session.space,
+        session.database,
+        session.windows,
+        session.config.run_folder,
+        session.progress,
     )
 
 
