@@ -46,12 +46,14 @@ class Session:
 
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:
-        """Add the time spent inside to a phase."""
-        start = time.perf_counter()
+        """Add the time spent inside to a phase, without that of clocks started inside it."""
+        start, counted = time.perf_counter(), sum(self.seconds.values())
         try:
             yield
         finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+            inner = sum(self.seconds.values()) - counted
+            spent = time.perf_counter() - start - inner
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
 
     def facts(self) -> dict[str, Any]:
         """What every loss depends on; budgets, seeds and strategies may change in one study."""

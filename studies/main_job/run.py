@@ -31,31 +31,38 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--budgets", nargs="+", default=BUDGETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    parser.add_argument("--generations", type=int, help="of evolution; default as the strategy has")
     arguments = parser.parse_args()
     rows = json.loads(FINISHED.read_text()) if FINISHED.exists() else []
     done = {(row["budget"], row["seed"]) for row in rows}
     for budget in arguments.budgets:
         for seed in arguments.seeds:
             if (budget, seed) not in done:
-                rows.append(one_search(arguments.work, budget, seed))
+                rows.append(one_search(arguments.work, budget, seed, arguments.generations))
                 FINISHED.write_text(json.dumps(rows, indent=1) + "\n")
                 (HERE / "REPORT.md").write_text(report(rows))
 
 
-def one_search(work: Path, budget: str, seed: int) -> dict[str, Any]:
+def one_search(work: Path, budget: str, seed: int, generations: int | None) -> dict[str, Any]:
     """One search of the default model; the figures that the report needs."""
     text = f"{uniform_bits('w3g64')}bits" if budget == "uniform3" else budget
     config = StudyConfig.from_toml(
         HERE / "study.toml",
         budgets=(text,),
         seed=seed,
+        generations=generations,
         out=work / f"{budget}-{seed}",
         run=work / "run",
     )
     start = time.perf_counter()
     facts = run_search(config, Lines()).facts
     keep = ("effective_bits", "total_bytes", "file_bytes", "results", "tokens", "seconds")
-    row = {"budget": budget, "seed": seed, "wall": time.perf_counter() - start}
+    row = {
+        "budget": budget,
+        "seed": seed,
+        "generations": generations,
+        "wall": time.perf_counter() - start,
+    }
     return {**row, **{key: facts[key] for key in keep}, "machine": facts["machine"]}
 
 
@@ -79,20 +86,28 @@ def report(rows: list[dict[str, Any]]) -> str:
         f"Machine: {machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}, "
         f"forwards in {machine['dtype']}.",
         "",
-        "| Budget | Seed | Winner's bits | Uniform | KL uniform | KL ILP | KL winner | "
-        "Winner below uniform | Origin | File / table |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "Generations: '-' is the default of `auto`, 0 is the ILP's answer raced against uniform.",
+        "",
+        "| Budget | Seed | Generations | Winner's bits | Uniform | KL uniform | KL ILP | KL winner "
+        "| Winner below uniform | Origin | File / table |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: (row["budget"], row["seed"])):
         uniform, ilp, winner = (row["results"][name] for name in ("uniform", "ilp", "winner"))
         gain = 1 - winner["test"]["kl"] / uniform["test"]["kl"]
         lines.append(
-            f"| {row['budget']} | {row['seed']} | {row['effective_bits']:.4f} "
+            f"| {row['budget']} | {row['seed']} | {shown(row.get('generations'))} "
+            f"| {row['effective_bits']:.4f} "
             f"| {uniform['level']} ({uniform['effective_bits']:.3f}) "
             f"| {kl(uniform)} | {kl(ilp)} | {kl(winner)} | {gain:.1%} | {winner['origin']} "
             f"| {row['file_bytes'] / row['total_bytes']:.5f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def shown(generations: int | None) -> str:
+    """A setting, or '-' for the default."""
+    return "-" if generations is None else str(generations)
 
 
 def kl(result: dict[str, Any]) -> str:
