@@ -3,7 +3,7 @@
 The dense model's distribution is computed once and kept as its `k` most likely tokens plus the mass
 of all others. Lumping the others together can only lower a KL divergence (data processing
 inequality), so the loss is a lower bound of the full one. On SmolLM2 (vocabulary 49,152) with
-k = 512 it is short by 3 to 4 % at 2 and 3 bits (`studies/main_job/measure.py exactness`);
+k = 512 it is short by 3 to 5 % at 2 to 4 bits (`studies/main_job/measure.py exactness`);
 `tests/test_quality.py` compares it with full logits.
 """
 
