@@ -2,6 +2,7 @@
 
 python studies/main_job/measure.py database WORK_FOLDER    # 5 levels, 32,768 tokens
 python studies/main_job/measure.py throughput WORK_FOLDER  # after `database`
+python studies/main_job/measure.py exactness WORK_FOLDER   # top-k loss against full logits
 """
 
 from __future__ import annotations
