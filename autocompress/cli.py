@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from autocompress import profile_command, run_commands
 from autocompress.errors import AutocompressError
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ Prefix = Annotated[
 ]
 Method = Annotated[str, typer.Option(help="gptq or rtn.")]
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
+Budget = Annotated[
+    list[str] | None,
+    typer.Option(help="Limit such as 3.5bits, 80MB, 12ms, 80tokens/s or 2x; repeat for several."),
+]
+Storage = Annotated[str | None, typer.Option(help="Optuna storage URL; default journal.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, nothing else, on standard output.")]
 Config = Annotated[Path | None, typer.Option(help="TOML file with these settings; flags win.")]
 
@@ -71,9 +77,7 @@ def _fail(message: str) -> NoReturn:
 @app.command()
 def search(
     context: typer.Context,
-    budget: Annotated[
-        list[str] | None, typer.Option(help="Limit such as 3.5bits or 80MB; repeat for several.")
-    ] = None,
+    budget: Budget = None,
     out: Annotated[Path, typer.Option(help="Folder of the packed model.")] = Path("compressed"),
     model: Model = None,
     space: Space = "quant-2-8",
@@ -88,9 +92,13 @@ def search(
     prefix: Prefix = None,
     method: Method = "gptq",
     dtype: Dtype = "auto",
-    storage: Annotated[
-        str | None, typer.Option(help="Optuna storage URL; default journal.")
-    ] = None,
+    target: profile_command.Target = "cpu",
+    threads: profile_command.Threads = None,
+    batch: profile_command.Batch = 1,
+    prompt: profile_command.Prompt = 128,
+    decode: profile_command.Decode = 1.0,
+    activations: profile_command.Activations = "int8",
+    storage: Storage = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -201,6 +209,10 @@ def spaces(as_json: Json = False) -> None:
 
         space_table(rows)
 
+
+app.command()(profile_command.profile)
+app.command()(run_commands.generate)
+app.command()(run_commands.bench)
 
 FIELDS = {"pin": "pins", "budget": "budgets"}  # flag -> field of StudyConfig, where they differ
 

@@ -12,6 +12,7 @@ from autocompress.errors import ConfigError
 from autocompress.levels import Level, parse_level
 from autocompress.spaces import Pin, parse_pin
 from autocompress.tables import check_keys, did_you_mean, read_toml
+from autocompress.targets import MODES, Target
 
 DTYPES = ("auto", "bfloat16", "float32")
 METHODS = ("gptq", "rtn")
@@ -23,7 +24,7 @@ class StudyConfig:
 
     Raises:
         AutocompressError: a value is out of range (`ConfigError`), a pin (`SpaceError`), a level
-            (`LevelError`) or split sizes (`CalibrationError`) are wrong.
+            (`LevelError`), split sizes (`CalibrationError`) or target (`LatencyError`) are wrong.
     """
 
     model: str | None = None  # folder, GGUF file or Hub id; None is the default model
@@ -41,6 +42,12 @@ class StudyConfig:
     method: str = "gptq"  # how the database rounds: 'gptq' or 'rtn'
     prefix: str = "w3g64"  # level that calibration activations have passed through, or "dense"
     dtype: str = "auto"  # of forwards: 'auto' (fast and safe here), 'bfloat16' or 'float32'
+    target: str = "cpu"  # whose latency budgets limit: this machine, an exported store, a name
+    threads: int | None = None  # of the target, at least 1; None is what torch uses
+    batch: int = 1  # sequences that the target decodes at once, 1 to 32
+    prompt: int = 128  # tokens that the target reads before it decodes, at least 1
+    decode: float = 1.0  # share of decoded tokens among all, 0 to 1; the others are read
+    activations: str = "int8"  # inside kernels: 'int8', 'bfloat16' or 'float32' (exact)
     out: Path = Path("compressed")  # folder of the result
     run: Path | None = None  # folder of database and study; None is `<out>.run`
     storage: str | None = None  # of the Optuna study, an URL or a path; None is a journal in `run`
@@ -52,6 +59,7 @@ class StudyConfig:
         self._check_numbers()
         self.prefix_level()
         self.parsed_pins()
+        self.parsed_target()
         self._check_folders()
 
     @property
@@ -70,8 +78,20 @@ class StudyConfig:
         """`pins` as (pattern, level)."""
         return tuple(parse_pin(pin) for pin in self.pins)
 
+    def parsed_target(self) -> Target:
+        """`target` and how it is used."""
+        return Target(
+            self.target,
+            threads=self.threads,
+            batch=self.batch,
+            prompt=self.prompt,
+            decode=self.decode,
+            mode=MODES[self.activations],
+        )
+
     def _check_choices(self) -> None:
-        for name, choices in (("dtype", DTYPES), ("method", METHODS)):
+        choices_of = {"dtype": DTYPES, "method": METHODS, "activations": tuple(MODES)}
+        for name, choices in choices_of.items():
             got = getattr(self, name)
             if got not in choices:
                 hint = did_you_mean(str(got), choices)
@@ -89,7 +109,7 @@ class StudyConfig:
             )
 
     def _check_strings(self) -> None:
-        for name in ("model", "space", "calibration", "strategy", "storage"):
+        for name in ("model", "space", "calibration", "strategy", "storage", "target"):
             got = getattr(self, name)
             if got is not None and not got.strip():
                 raise ConfigError(f"{name} must not be blank. Name one, or leave it out.")
@@ -146,6 +166,8 @@ def _value(hint: Any, raw: Any, where: str) -> Any:
         return tuple(raw)
     if hint in (int, int | None) and isinstance(raw, int) and not isinstance(raw, bool):
         return raw
+    if hint is float and isinstance(raw, int | float) and not isinstance(raw, bool):
+        return float(raw)
     if hint in (str, str | None) and isinstance(raw, str):
         return raw
     if hint in (Path, Path | None) and isinstance(raw, str) and raw.strip():
@@ -160,4 +182,6 @@ def _wanted(hint: Any) -> str:
         return 'a list of strings, such as ["3.5bits"]'
     if hint in (int, int | None):
         return "an integer"
+    if hint is float:
+        return "a number"
     return "a string that is not blank" if hint in (Path, Path | None) else "a string"

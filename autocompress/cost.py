@@ -23,11 +23,11 @@ BYTES = {
     "MiB": 2**20,
     "GiB": 2**30,
 }
-UNITS = ("bits", *BYTES)
+LATENCY = "latency"  # name of the cost that these units limit, in ms per token
+TIMES = ("ms", "tokens/s", "x")  # per token; tokens per second; how often faster than dense
+INVERSE = ("tokens/s", "x")  # more of them is less time
+UNITS = ("bits", *BYTES, *TIMES)
 LATER = {  # unit -> what it will limit
-    "ms": "latency",
-    "tokens/s": "speed",
-    "x": "compression",
     "KL": "loss",
     "%": "size relative to dense",
 }
@@ -54,18 +54,57 @@ def size_tables(
     return CostTable("bits", "bits", 0, bits), CostTable("bytes", "bytes", other_bytes, whole)
 
 
-def parse_budget(text: str, space: SearchSpace) -> Budget:
-    """The budget that `text` writes: `3.5bits` per weight in scope, or `90MB` of model file.
+def parse_budget(text: str, space: SearchSpace, dense_ms: float | None = None) -> Budget:
+    """The budget that `text` writes: `3.5bits` per weight in scope, `90MB` of model file, `12ms`.
 
     Args:
-        text: a positive number and a unit: bits, B, kB, MB, GB, KiB, MiB, GiB.
+        text: a positive number and a unit: bits; B, kB, MB, GB, KiB, MiB, GiB; ms per token,
+            tokens/s, or x, the speed-up over the dense model in 16 bits at the same target.
         space: its number of weights turns effective bits into bits.
+        dense_ms: latency of the dense model, ms per token; needed for 'x'.
 
     Returns:
-        The limit in whole bits or whole bytes, rounded down, computed exactly.
+        The limit in whole bits or whole bytes, rounded down, computed exactly; or in ms.
 
     Raises:
-        BudgetError: no number, not positive, or a unit that is not one of these.
+        BudgetError: no number, not positive, a unit that is not one of these, or a speed-up
+            where the dense model's latency is not known.
+    """
+    number, unit = _read_budget(text)
+    if unit in TIMES:
+        return Budget(LATENCY, float(_milliseconds(number, unit, text, dense_ms)), text.strip())
+    cost = "bits" if unit == "bits" else "bytes"
+    return Budget(cost, math.floor(number * _scale(unit, space)), text.strip())
+
+
+def limits_time(text: str) -> bool:
+    """Whether `text` is a budget of latency or speed, which must be measured.
+
+    Raises:
+        BudgetError: it is no budget.
+    """
+    return _read_budget(text)[1] in TIMES
+
+
+def _milliseconds(number: Fraction, unit: str, text: str, dense_ms: float | None) -> Fraction:
+    """The limit in ms per token that `number` of `unit` is; and back, being its own inverse."""
+    if unit == "ms":
+        return number
+    if unit == "tokens/s":
+        return Fraction(1000) / number
+    if dense_ms is None:
+        raise BudgetError(
+            f"a speed-up needs the latency of the dense model, which this target does not state. "
+            f"Got {text}. Write the limit in ms or tokens/s."
+        )
+    return Fraction(dense_ms) / number
+
+
+def _read_budget(text: str) -> tuple[Fraction, str]:
+    """Number and unit of a budget.
+
+    Raises:
+        BudgetError: no number, not positive, or an unknown unit.
     """
     match = _BUDGET.fullmatch(text.strip()) if len(text) <= _LONGEST else None
     if match is None or Fraction(match[1]) <= 0:
@@ -77,14 +116,13 @@ def parse_budget(text: str, space: SearchSpace) -> Budget:
         near = [known for known in UNITS if known.lower() == unit.lower()]
         near = near or difflib.get_close_matches(unit, UNITS, n=1)
         raise _unreadable(text, f". Did you mean '{match[1]}{near[0]}'?" if near else ".")
-    cost = "bits" if unit == "bits" else "bytes"
-    return Budget(cost, math.floor(number * _scale(unit, space)), text.strip())
+    return number, unit
 
 
 def _unreadable(text: str, why: str) -> BudgetError:
     return BudgetError(
         f"a budget must be a positive number and one of the units {', '.join(UNITS)}, "
-        f"such as 3.5bits or 90MB. Got '{text[:_LONGEST]}'{why}"
+        f"such as 3.5bits, 90MB or 12ms. Got '{text[:_LONGEST]}'{why}"
     )
 
 
@@ -111,7 +149,7 @@ def check_budgets(
         if dense is not None and budget.limit > dense:
             most = _write(space, budget, dense, up=False)
             raise BudgetError(
-                f"budget must be at most {most}, the dense 16-bit model of '{space.name}': above "
+                f"budget must be {most}, the dense 16-bit model of '{space.name}': above "
                 f"it there is nothing to compress. Got {budget.text}. Lower the budget."
             )
     choose(space, costs, tight)
@@ -157,10 +195,12 @@ def choose(
         table = find_table(costs, budget.cost)
         least = table.total(cheapest(space, table))
         if budget.limit < least:
+            word = "fast" if budget.cost == LATENCY else "cheap"
+            change = "lower" if budget_unit(budget) in INVERSE else "raise"
             raise BudgetError(
-                f"budget must be at least {_write(space, budget, least, up=True)}, the cheapest "
+                f"budget must be {_write(space, budget, least, up=True)}, the {word}est "
                 f"allocation of '{space.name}'. Got {budget.text}. "
-                "Add a cheaper level or raise the budget."
+                f"Add a {word}er level or {change} the budget."
             )
     limits = [(find_table(costs, budget.cost), budget.limit) for budget in budgets]
     if prices is None:
@@ -183,22 +223,41 @@ def _clash(space: SearchSpace, limits: Sequence[Limit], budgets: Sequence[Budget
         if found is not None and table.total(found) > limit:
             least = _write(space, budgets[count], table.total(found), up=True)
             return BudgetError(
-                f"budget must be at least {least} beside "
+                f"budget must be {least} beside "
                 f"{' and '.join(budget.text for budget in budgets[:count])}, or no allocation of "
-                f"'{space.name}' meets all. Got {budgets[count].text}. Raise one of them."
+                f"'{space.name}' meets all. Got {budgets[count].text}. Loosen one of them."
             )
-    return BudgetError(f"budgets must be met together by '{space.name}'. Got {names}. Raise one.")
+    return BudgetError(f"budgets must be met together by '{space.name}'. Got {names}. Loosen one.")
+
+
+def budget_unit(budget: Budget) -> str:
+    """The unit a budget was written in, or '' when its text is not one of ours."""
+    match = _BUDGET.fullmatch(budget.text)
+    return match[2] if match and match[2] in UNITS else ""
 
 
 def _write(space: SearchSpace, budget: Budget, amount: float, *, up: bool) -> str:
-    """`amount` in the unit the user wrote, rounded (by 1 % at most) so that typing it works."""
-    match = _BUDGET.fullmatch(budget.text)
-    unit = match[2] if match and match[2] in UNITS else ""
-    exact = Fraction(amount) / (_scale(unit, space) if unit else 1)
+    """The bound in the unit the user wrote: 'at least 2.31 bits', 'at most 80.10 tokens/s'.
+
+    Rounded (by 1 % at most) so that typing it works.
+
+    Args:
+        up: `amount` is the least that is possible, otherwise the most.
+    """
+    unit, exact = budget_unit(budget), Fraction(amount)
+    if unit == "x":  # limit = dense / number, so the dense model's latency is limit * number
+        dense = Fraction(budget.limit) * _read_budget(budget.text)[0]
+        exact, up = dense / exact, not up
+    elif unit in TIMES:
+        exact = _milliseconds(exact, unit, budget.text, None)
+        up = up == (unit == "ms")
+    elif unit:
+        exact /= _scale(unit, space)
     digits = 0 if unit == "B" else 2
     while True:
         steps = exact * 10**digits
         shown = Fraction(math.ceil(steps) if up else math.floor(steps), 10**digits)
         if abs(shown - exact) <= exact / 100:
-            return f"{float(shown):.{digits}f} {unit or budget.cost}"
+            bound = "at least" if up else "at most"
+            return f"{bound} {float(shown):.{digits}f} {unit or budget.cost}"
         digits += 1

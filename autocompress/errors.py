@@ -39,5 +39,17 @@ class StudyError(AutocompressError, ValueError):
     """A run folder that is locked, foreign, or recorded under other settings."""
 
 
+class GenerationError(AutocompressError, ValueError):
+    """A prompt or a setting that text cannot be generated from, or that cannot be timed."""
+
+
+class BackendError(AutocompressError, ValueError):
+    """A backend that does not exist, or cannot run a packed layer here."""
+
+
+class LatencyError(AutocompressError, ValueError):
+    """A target, a latency store or a measurement that cannot price what a search needs."""
+
+
 class OutputError(AutocompressError, OSError):
     """An output folder that is not ours, or a disk that refused a write."""

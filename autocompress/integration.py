@@ -19,7 +19,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from autocompress.errors import ModelError
 from autocompress.experts import unfuse_experts
 from autocompress.levels import parse_level
-from autocompress.runtime import pack_modules
+from autocompress.runtime import ACTIVATIONS, pack_modules
+from autocompress.targets import MODES
 
 METHOD = "autocompress"
 FORMAT = 1
@@ -33,14 +34,25 @@ class PackedConfig(QuantizationConfigMixin):
     Args:
         levels: module name -> level key; modules not named are dense.
         format: version of the file layout.
+        activations: what kernels round them to: 'int8', 'bfloat16' or 'float32' (not at all).
     """
 
-    def __init__(self, levels: dict[str, str], format: int = FORMAT, **unknown: Any) -> None:
+    def __init__(
+        self,
+        levels: dict[str, str],
+        format: int = FORMAT,
+        activations: str = ACTIVATIONS,
+        **unknown: Any,
+    ) -> None:
         self.quant_method: Any = METHOD
-        self.levels, self.format = levels, format
+        self.levels, self.format, self.activations = levels, format, activations
         if format != FORMAT:
             raise ModelError(
                 f"this autocompress reads format {FORMAT}. Got format {format}. Upgrade it."
+            )
+        if activations not in MODES:
+            raise ModelError(
+                f"activations of a packed model must be {', '.join(MODES)}. Got '{activations}'."
             )
 
 
@@ -62,7 +74,7 @@ class PackedQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         unfuse_experts(model)
         levels = {k: parse_level(v) for k, v in self.quantization_config.levels.items()}
-        pack_modules(model, levels, model.dtype)
+        pack_modules(model, levels, model.dtype, self.quantization_config.activations)
         return model
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:

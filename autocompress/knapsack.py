@@ -59,7 +59,7 @@ def solve_knapsack(
     rows = [LinearConstraint(ones, 1, 1)]
     rows += [
         LinearConstraint(row, -np.inf, room)
-        for row, room in (_row(limit, picks) for limit in limits)
+        for row, room in (_row(space, limit, picks) for limit in limits)
     ]
     objective = _objective(prices, picks)
     binary = {"integrality": np.ones(len(picks)), "bounds": Bounds(0, 1)}
@@ -95,7 +95,9 @@ def _silence() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _row(limit: Limit, picks: Sequence[Pick]) -> tuple[npt.NDArray[np.float64], float]:
+def _row(
+    space: SearchSpace, limit: Limit, picks: Sequence[Pick]
+) -> tuple[npt.NDArray[np.float64], float]:
     """Coefficients and right-hand side of a limit: every pick's cost above its layer's cheapest.
 
     Integer costs are divided by their greatest common divisor. Layers of a model share large
@@ -104,7 +106,10 @@ def _row(limit: Limit, picks: Sequence[Pick]) -> tuple[npt.NDArray[np.float64], 
     import numpy as np
 
     table, most = limit
-    least = [min(entry.values()) for entry in table.entries]
+    least = [
+        min(entry[level] for level in allowed)  # tables may price levels that a space leaves out
+        for entry, allowed in zip(table.entries, space.levels, strict=True)
+    ]
     above = [table.entries[layer][level] - least[layer] for layer, level in picks]
     room = most - table.base - sum(least)
     if all(isinstance(cost, int) for cost in above):

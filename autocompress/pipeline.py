@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,21 @@ from autocompress.database import LevelDatabase
 from autocompress.errors import BudgetError
 from autocompress.evaluator import Evaluator
 from autocompress.exporters.native import save_native
+from autocompress.latency_search import (
+    TRIES,
+    Limit,
+    add_latencies,
+    calibrate,
+    holds,
+    limited,
+    not_held,
+    open_limit,
+    predicted_costs,
+    runtime_facts,
+    tighten,
+    tightened,
+    time_finalists,
+)
 from autocompress.manifest import dense_bytes, manifest_facts
 from autocompress.mirror import JOURNAL, Mirror
 from autocompress.output import check_output, claim_output, write_manifest
@@ -27,8 +43,10 @@ from autocompress.strategies import configured
 from autocompress.strategies.ilp import solve
 from autocompress.strategies.uniform import nearest_uniform, uniform_origin
 from autocompress.study import Study
+from autocompress.targets import find_target
 
 NAMES = {"uniform": "uniform", "ilp": "the ILP's answer", "search": "the best candidate"}
+Finalists = dict[str, tuple[Allocation, str]]  # role -> allocation, origin; simplest first
 SEARCH_TOKENS = 8192  # of the search split, on which the report compares winner and baselines
 
 
@@ -73,9 +91,14 @@ def run_search(config: StudyConfig, progress: Progress | None = None) -> Result:
         raise BudgetError("a search must have a budget. Got none. Add --budget 3.5bits.")
     check_output(config.out)
     configured(config)  # an unknown strategy must not wait for the database
+    find_target(config.target)
     session = open_session(config, progress or Silent())
-    wanted = [parse_budget(text, session.space) for text in config.budgets]
-    budgets = check_budgets(session.space, session.costs, wanted)
+    limit = open_limit(session)
+    dense_ms = None if limit is None else limit.latency.dense_ms
+    wanted = [parse_budget(text, session.space, dense_ms) for text in config.budgets]
+    space = limited(limit, session.space)
+    costs = session.costs if limit is None else (*session.costs, limit.table())
+    budgets = check_budgets(space, costs, wanted)
     evaluator = Evaluator(
         session.loaded.model,
         session.space,
@@ -84,20 +107,19 @@ def run_search(config: StudyConfig, progress: Progress | None = None) -> Result:
         config.run_folder,
         session.progress,
     )
-    with Study(
-        config.run_folder, session.space, session.costs, session.facts(), evaluator
-    ) as study:
+    recorded = predicted_costs(session, limit)
+    with Study(config.run_folder, session.space, recorded, session.facts(), evaluator) as study:
         complete_database(session)
         problem = Problem(
-            space=session.space,
-            costs=session.costs,
+            space=space,
+            costs=costs,
             budgets=budgets,
             evaluate=study.evaluate,
             sensitivities=lambda tokens: _sensitivities(session, evaluator, study, tokens),
             window=config.window,
             tokens=int(session.windows.search.size),
         )
-        return _conclude(session, problem, study, evaluator)
+        return _conclude(session, problem, study, evaluator, limit)
 
 
 def _sensitivities(
@@ -116,28 +138,68 @@ def _sensitivities(
         )
 
 
-def _conclude(session: Session, problem: Problem, study: Study, evaluator: Evaluator) -> Result:
+def _conclude(
+    session: Session, problem: Problem, study: Study, evaluator: Evaluator, limit: Limit | None
+) -> Result:
     """Search, race the finalists on validation windows, score on test windows, write."""
     config = session.config
-    mirror = Mirror.open(
-        config.storage or config.run_folder / JOURNAL, "autocompress", session.space, session.costs
-    )
+    storage = config.storage or config.run_folder / JOURNAL
+    mirror = Mirror.open(storage, "autocompress", session.space, problem.costs)
     with session.clock("teacher"):
         evaluator.teacher("search")
-    with session.clock("search"):
-        finalists = _search(session, problem, study, mirror)
+    best, finalists, raced = _winner(session, problem, study, mirror, evaluator, limit)
     with session.clock("teacher"):
-        evaluator.teacher("validate")
         evaluator.teacher("test")
     with session.clock("verify"):
-        winner, results = _race(session, problem, study, mirror, finalists)
+        results = _results(session, problem, study, mirror, finalists, best, raced)
         results = {"dense": _dense(session, problem, evaluator), **results}
-    return _write(session, problem, study, evaluator, winner, results)
+    problem = replace(problem, costs=predicted_costs(session, limit))  # without the margin
+    if limit is not None:
+        roles = {"uniform": "uniform", "ilp": "ilp", "winner": best}
+        add_latencies(results, limit, roles)
+    timed = {} if limit is None else {"latency": limit.facts(), **runtime_facts(limit, best)}
+    return _write(session, problem, study, evaluator, finalists[best][0], results, timed)
 
 
-def _search(
-    session: Session, problem: Problem, study: Study, mirror: Mirror
-) -> dict[str, tuple[Allocation, str]]:
+def _winner(
+    session: Session,
+    problem: Problem,
+    study: Study,
+    mirror: Mirror,
+    evaluator: Evaluator,
+    limit: Limit | None,
+) -> tuple[str, Finalists, dict[str, Trial]]:
+    """Role of the winner, finalists and their trials; searches again while it is too slow.
+
+    Raises:
+        BudgetError: no search met the limit on latency when it was measured.
+    """
+    while True:
+        with session.clock("search"):
+            finalists = _search(session, problem, study, mirror)
+        with session.clock("teacher"):
+            evaluator.teacher("validate")
+        with session.clock("verify"):
+            raced = _race(session, study, mirror, finalists)
+        ranked = list(raced)
+        if limit is None:
+            return ranked[0], finalists, raced
+        with session.clock("latency"):
+            allocations = {role: allocation for role, (allocation, _) in finalists.items()}
+            time_finalists(session, evaluator, limit, allocations)
+        last = limit.tries == TRIES
+        held = [role for role in ranked if holds(limit, role, problem.budgets)]
+        if held and (last or held[0] == ranked[0]):
+            calibrate(limit)
+            return held[0], finalists, raced
+        if last:
+            raise not_held(limit, ranked[0], problem.budgets)
+        tighten(limit, ranked[0])
+        session.progress.say("the winner is slower than predicted: searching below the limit")
+        problem = tightened(problem, limit)
+
+
+def _search(session: Session, problem: Problem, study: Study, mirror: Mirror) -> Finalists:
     """Run the strategy; role -> (allocation, origin), simplest first."""
     found: Trial | None = None
     for found in configured(session.config)(problem, np.random.default_rng(session.config.seed)):
@@ -156,39 +218,48 @@ def _search(
     return roles
 
 
-def _race(
+def _race(session: Session, study: Study, mirror: Mirror, finalists: Finalists) -> dict[str, Trial]:
+    """Role -> trial on validation windows, best first; ties go to the simplest."""
+    fidelity = Fidelity(int(session.windows.validate.size), 0, "validate")
+    found = {role: _score(session, study, mirror, finalists, role, fidelity) for role in finalists}
+    return dict(sorted(found.items(), key=lambda item: item[1].loss))
+
+
+def _score(
+    session: Session,
+    study: Study,
+    mirror: Mirror,
+    finalists: Finalists,
+    role: str,
+    fidelity: Fidelity,
+) -> Trial:
+    allocation, origin = finalists[role]
+    session.progress.say(f"scoring {NAMES[role]} on {fidelity.split} windows")
+    (trial,) = study.evaluate([allocation], fidelity, origin)
+    mirror.report(trial, "finalist" if role == "search" else "baseline")
+    return trial
+
+
+def _results(
     session: Session,
     problem: Problem,
     study: Study,
     mirror: Mirror,
-    finalists: Mapping[str, tuple[Allocation, str]],
-) -> tuple[Allocation, dict[str, Any]]:
-    """The finalist of least loss on validation windows; only then is any test window looked at."""
-    windows = session.windows
-    fidelities = {
-        "search": problem.fidelity(SEARCH_TOKENS),
-        "validate": Fidelity(int(windows.validate.size), 0, "validate"),
-        "test": Fidelity(int(windows.test.size), 0, "test"),
-    }
-
-    def score(role: str, split: str) -> Trial:
-        allocation, origin = finalists[role]
-        session.progress.say(f"scoring {NAMES[role]} on {split} windows")
-        (trial,) = study.evaluate([allocation], fidelities[split], origin)
-        mirror.report(trial, "finalist" if role == "search" else "baseline")
-        return trial
-
-    validated = {role: score(role, "validate") for role in finalists}
-    best = min(validated, key=lambda role: validated[role].loss)  # ties: the simplest
+    finalists: Finalists,
+    best: str,
+    raced: Mapping[str, Trial],
+) -> dict[str, Any]:
+    """Scores of uniform, ILP and winner; only here is any test window looked at."""
+    search = problem.fidelity(SEARCH_TOKENS)
+    test = Fidelity(int(session.windows.test.size), 0, "test")
     results = {}
     for role in dict.fromkeys(("uniform", "ilp", best)):
-        trials = {"search": score(role, "search"), "validate": validated[role]}
-        results[role] = candidate_facts(problem, {**trials, "test": score(role, "test")})
-    return finalists[best][0], {
-        "uniform": results["uniform"],
-        "ilp": results["ilp"],
-        "winner": results[best],
-    }
+        before, after = (
+            _score(session, study, mirror, finalists, role, fidelity) for fidelity in (search, test)
+        )
+        trials = {"search": before, "validate": raced[role], "test": after}
+        results[role] = candidate_facts(problem, trials)
+    return {"uniform": results["uniform"], "ilp": results["ilp"], "winner": results[best]}
 
 
 def _dense(session: Session, problem: Problem, evaluator: Evaluator) -> dict[str, Any]:
@@ -206,14 +277,21 @@ def _write(
     evaluator: Evaluator,
     winner: Allocation,
     results: dict[str, Any],
+    timed: dict[str, Any],
 ) -> Result:
     config, loaded = session.config, session.loaded
     model = evaluator.stitched.restore()
     claim_output(config.out)  # not before: until here a former result stays whole
     weights = save_native(
-        model, loaded.tokenizer, session.space, winner, session.database, config.out
+        model,
+        loaded.tokenizer,
+        session.space,
+        winner,
+        session.database,
+        config.out,
+        config.activations,
     )
-    facts = manifest_facts(session, problem, study, winner, results, weights)
+    facts = {**manifest_facts(session, problem, study, winner, results, weights), **timed}
     write_report(facts, config.out)
     write_manifest(config.out, facts)
     return Result(config.out, facts, winner)

@@ -14,6 +14,7 @@ from autocompress.models import load_model
 from autocompress.output import read_manifest
 from autocompress.progress import Progress, Silent
 from autocompress.quality import score, teacher
+from autocompress.runtime import used_backends
 
 
 def evaluate(
@@ -23,6 +24,7 @@ def evaluate(
     model: str | None = None,
     window: int = 512,
     tokens: int = 16384,
+    activations: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """KL to the dense model and perplexity of a packed model.
@@ -33,17 +35,20 @@ def evaluate(
         model: the dense model; None is the one recorded in the folder.
         window: tokens per window, at least 2.
         tokens: scored at most; whole windows.
+        activations: what kernels round them to: 'int8', 'bfloat16' or 'float32', which does not
+            round; None is what the folder says: what ships is scored.
         progress: told what happens.
 
     Returns:
-        `dense` and `packed`, each with kl, kl_stderr (nats/token) and perplexity; `tokens`.
+        `dense` and `packed`, each with kl, kl_stderr (nats/token) and perplexity; `tokens`;
+        `activations`; `backends`, name -> version.
 
     Raises:
         AutocompressError: not a result, not its dense model, or less than one window of text.
     """
     shown = progress or Silent()
     manifest = read_manifest(Path(folder))
-    packed, tokenizer = load(folder)
+    packed, tokenizer = load(folder, activations=activations)
     shown.say("loading the dense model")
     dense = load_model(model or manifest["model"]["source"], packed.dtype)
     if dense.fingerprint != manifest["model"]["fingerprint"]:
@@ -61,6 +66,8 @@ def evaluate(
         "data": data or "the built-in text",
         "window": window,
         "tokens": int(windows.size),
+        "activations": activations or packed.config.quantization_config.activations,
+        "backends": used_backends(packed),
         "dense": {"kl": 0.0, "kl_stderr": 0.0, "perplexity": reference.perplexity},
         "packed": {"kl": found.loss, "kl_stderr": found.stderr, "perplexity": found.perplexity},
     }

@@ -7,26 +7,41 @@ from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from autocompress.report.facts import DASH, bits, label, loss, number, rivals, size
+from autocompress.report.facts import (
+    DASH,
+    bits,
+    label,
+    loss,
+    number,
+    rivals,
+    size,
+)
+from autocompress.report.latency import latency
+
+WORDS = ("shape", "level", "runs on", "")  # columns of a profile that are read from the left
 
 
 def result_table(facts: dict[str, Any], folder: Path) -> None:
     """Dense, uniform, ILP and winner on test windows, and where everything is."""
     table = Table(title=f"{facts['model']['name']}: test windows")
-    for column in ("model", "effective bits", "size", "KL, nats/token", "perplexity"):
+    timed = "latency" in facts
+    columns = ("model", "effective bits", "size", "KL, nats/token", "perplexity")
+    for column in (*columns, "ms/token") if timed else columns:
         table.add_column(column, justify="left" if column == "model" else "right")
     for name, row in rivals(facts).items():
         test = row.get("test") or {}
-        table.add_row(
+        cells = (
             label(name, row),
             bits(row["effective_bits"]),
             size(row["total_bytes"]),
             loss(test),
             number(test.get("perplexity"), 2),
         )
+        table.add_row(*cells, latency(row)) if timed else table.add_row(*cells)
     console = Console()
     console.print(table)
     console.print(
@@ -81,3 +96,38 @@ def space_table(rows: Sequence[dict[str, Any]]) -> None:
         reason = row["description"].removeprefix("When to use: ")
         table.add_row(row["name"], " ".join(row["levels"]), " ".join(row["scope"]), reason)
     Console().print(table)
+
+
+def latency_table(facts: dict[str, Any], layers: int) -> None:
+    """Every timing of a profile, what is left out, and the model around the layers."""
+    table = Table(title=f"{facts['use']}: one call, weights cold", box=SIMPLE)
+    for column in ("shape", "rows", "level", "runs on", "µs", "GB/s", "of dense", "interval", ""):
+        table.add_column(column, justify="left" if column in WORDS else "right", no_wrap=True)
+    for row in sorted(facts["points"], key=lambda row: (row["shape"], row["rows"], row["us"])):
+        table.add_row(
+            "x".join(map(str, row["shape"])),
+            str(row["rows"]),
+            row["level"],
+            row["backend"],
+            f"{row['us']:.1f}",
+            f"{row['gb_per_s']:.1f}",
+            f"{row['ratio']:.3f}",
+            f"{row['low']:.3f}-{row['high']:.3f}",
+            "left out" if row["dropped"] else "noisy" if row["noisy"] else "",
+        )
+    console = Console()
+    console.print(table)
+    for dropped in facts["dropped"]:
+        count = len(dropped["layers"])
+        text = f"left out of {count} of {layers} layers: {dropped['level']}, {dropped['reason']}"
+        console.print(text, highlight=False)
+    part = facts["model"]
+    if part is not None:
+        dense = "" if part["dense_ms"] is None else f", dense model {part['dense_ms']:.2f} ms"
+        console.print(
+            f"model: {part['fixed_ms']:.2f} ms per token outside the table, table times "
+            f"{part['scale']:.3f}{dense}; decoder: {part['decoder']}",
+            highlight=False,
+        )
+    if facts["path"]:
+        console.print(f"store  {facts['path']}", highlight=False)

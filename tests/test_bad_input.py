@@ -57,7 +57,7 @@ def search(model: Path, out: Path, *arguments: object, **settings: object) -> Ra
         ("3.5bitz", ("must be a positive number and one of the units", "'3.5bitz'", "3.5bits")),
         ("3.5", ("one of the units", "'3.5'", "such as 3.5bits")),
         ("-3bits", ("must be a positive number", "'-3bits'")),
-        ("10ms", ("'10ms'", "latency cannot be limited yet")),
+        ("10KL", ("'10KL'", "loss cannot be limited yet")),
         ("1bits", ("must be at least 2.", "Got 1bits", "raise the budget")),
         ("60kB", ("must be at least ", "kB", "Got 60kB")),
         ("16.1bits", ("must be at most 16.00 bits", "Got 16.1bits", "Lower the budget")),

@@ -30,6 +30,12 @@ offspring = 4
 method = "rtn"
 prefix = "w4g64"
 dtype = "float32"
+target = "board.json"
+threads = 3
+batch = 4
+prompt = 64
+decode = 0.5
+activations = "bfloat16"
 out = "results/a"
 run = "runs/a"
 storage = "sqlite:///x.db"
@@ -62,6 +68,12 @@ def test_file_sets_every_field(tmp_path: Path) -> None:
         method="rtn",
         prefix="w4g64",
         dtype="float32",
+        target="board.json",
+        threads=3,
+        batch=4,
+        prompt=64,
+        decode=0.5,
+        activations="bfloat16",
         out=Path("results/a"),
         run=Path("runs/a"),
         storage="sqlite:///x.db",
@@ -93,6 +105,12 @@ def test_run_folder_stands_beside_the_result_unless_named() -> None:
         ('["3.5bits", "80MB"]', '"3.5bits"', "budgets must be a list of strings"),
         ('["3.5bits", "80MB"]', "[3.5]", "budgets must be a list of strings"),
         ('"3.5bits", ', '" ", ', "a budget must not be blank"),
+        ("decode = 0.5", 'decode = "half"', "decode must be a number. Got 'half'"),
+        ("decode = 0.5", "decode = true", "decode must be a number. Got True"),
+        ("decode = 0.5", "decode = 2", "decode must be between 0 and 1. Got 2"),
+        ("threads = 3", "threads = 0", "threads must be between 1 and 1024. Got 0"),
+        ('"bfloat16"', '"int4"', "activations must be one of int8, bfloat16, float32. Got 'int4'"),
+        ('"board.json"', '" "', "target must not be blank"),
         ("seed = 7", 'seed = "7"', "seed must be an integer. Got '7'"),
         ("seed = 7", "seed = true", "seed must be an integer. Got True"),
         ("seed = 7", "seed = -1", "seed must be between 0 and 4294967295. Got -1"),

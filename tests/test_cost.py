@@ -2,13 +2,22 @@ import math
 import re
 from fractions import Fraction
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import spaces, toy_space
+from toys import random_table, spaces, toy_space
 
 from autocompress.core import Budget, CostTable, Layer, SearchSpace
-from autocompress.cost import BYTES, LATER, check_budgets, parse_budget, size_tables
+from autocompress.cost import (
+    BYTES,
+    LATER,
+    check_budgets,
+    choose,
+    limits_time,
+    parse_budget,
+    size_tables,
+)
 from autocompress.errors import BudgetError
 from autocompress.knapsack import cheapest
 
@@ -140,10 +149,104 @@ def test_budgets_possible_alone_but_not_together():
     bits, latency = parse_budget("3bits", SPACE), Budget("latency", 20.0, "20ms")
     check_budgets(SPACE, costs, [bits])
     check_budgets(SPACE, costs, [latency])
-    with pytest.raises(BudgetError, match=r"at least \d+\.\d\d latency beside 3bits.*Got 20ms"):
+    with pytest.raises(BudgetError, match=r"at least \d+\.\d\d ms beside 3bits.*Got 20ms"):
         check_budgets(SPACE, costs, [bits, latency])
 
 
 def test_a_budget_on_an_unknown_cost():
     with pytest.raises(BudgetError, match="one of the costs bits, bytes"):
         check_budgets(SPACE, COSTS, [Budget("power", 1.0, "1W")])
+
+
+# Time
+
+
+DENSE_MS = 48.0
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("12ms", 12.0),
+        (" 12.5 ms ", 12.5),
+        ("80tokens/s", 12.5),
+        ("80 tokens/s", 12.5),
+        ("2x", 24.0),
+        ("1.5x", 32.0),
+    ],
+)
+def test_budgets_of_time_are_milliseconds(text, limit):
+    budget = parse_budget(text, SPACE, DENSE_MS)
+    assert (budget.cost, budget.limit, budget.text) == ("latency", limit, text.strip())
+
+
+def test_a_speed_up_needs_the_dense_model():
+    assert parse_budget("12ms", SPACE).limit == 12.0
+    with pytest.raises(BudgetError, match=r"does not state\. Got 2x\. Write the limit in ms"):
+        parse_budget("2x", SPACE)
+
+
+def test_what_limits_time():
+    assert [limits_time(text) for text in ("3bits", "9MB", "9ms", "9tokens/s", "9 x")] == [
+        *(False, False, True, True, True),
+    ]
+    with pytest.raises(BudgetError):
+        limits_time("9s")
+
+
+def slow(per_bit, base):
+    """A table of fractions: ms by bits."""
+    entries = tuple({level: per_bit * level.bits for level in row} for row in SPACE.levels)
+    return CostTable("latency", "ms", base, entries)
+
+
+@given(
+    per_bit=st.floats(1e-4, 10),
+    base=st.floats(0.001, 10),
+    unit=st.sampled_from(["ms", "tokens/s", "x"]),
+)
+def test_the_fastest_shown_works_when_typed(per_bit, base, unit):
+    costs = (*COSTS, slow(per_bit, base))
+    impossible = "1e-6ms" if unit == "ms" else f"1e12{unit}"
+    with pytest.raises(BudgetError, match="the fastest allocation") as error:
+        check_budgets(SPACE, costs, [parse_budget(impossible, SPACE, DENSE_MS)])
+    bound = "at least" if unit == "ms" else "at most"
+    shown = re.search(rf"{bound} ([\d.]+ {unit}), the fastest", str(error.value))[1]
+    budget = parse_budget(shown, SPACE, DENSE_MS)
+    assert check_budgets(SPACE, costs, [budget]) == (budget,)
+    least = costs[2].total(cheapest(SPACE, costs[2]))
+    assert least <= budget.limit <= 1.011 * least
+    assert ("raise the budget" if unit == "ms" else "lower the budget") in str(error.value)
+
+
+def test_of_budgets_in_several_units_of_time_the_tightest_counts():
+    costs = (*COSTS, slow(0.1, 1.0))
+    asked = [parse_budget(text, SPACE, DENSE_MS) for text in ("10ms", "120tokens/s", "4x", "5bits")]
+    assert [budget.text for budget in check_budgets(SPACE, costs, asked)] == [
+        "120tokens/s",
+        "5bits",
+    ]
+
+
+def test_a_clash_of_bits_and_tokens_per_second():
+    costs = (*COSTS, CostTable("latency", "ms", 0.5, tuple(
+        {level: 9.0 - level.bits for level in row} for row in SPACE.levels)))  # fmt: skip
+    asked = [parse_budget(text, SPACE) for text in ("3bits", "20tokens/s")]
+    for budget in asked:
+        check_budgets(SPACE, costs, [budget])
+    with pytest.raises(
+        BudgetError, match=r"at most 1\d\.\d\d tokens/s beside 3bits.*Got 20tokens/s"
+    ):
+        check_budgets(SPACE, costs, asked)
+
+
+@settings(max_examples=40, deadline=None)
+@given(spaces(), st.integers(0, 2**32), st.floats(0, 1))
+def test_float_limits_are_never_exceeded(space, seed, share):
+    rng = np.random.default_rng(seed)
+    table = random_table(space, rng, "latency", 1)
+    least = table.total(cheapest(space, table))
+    prices = random_table(space, rng, "loss", 1).entries
+    limit = least * (1 + share)
+    budgets = [Budget("latency", limit, "1ms")]
+    assert table.total(choose(space, (table,), budgets, prices)) <= limit

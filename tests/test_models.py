@@ -95,6 +95,11 @@ def logits_of(model: Any) -> torch.Tensor:
     return model(input_ids=TOKENS, use_cache=False).logits.float()
 
 
+def gap(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative error of logits, Frobenius."""
+    return float((found - expected).norm() / expected.norm())
+
+
 def data_bytes(path: Path) -> int:
     """Bytes of a safetensors file after its header."""
     header = int.from_bytes(path.read_bytes()[:8], "little")
@@ -209,11 +214,13 @@ def test_export_reloads_with_the_stitched_logits_and_the_size_of_the_table(
     file = save_native(
         model, case.loaded.tokenizer, space, case.allocation, case.database, tmp_path
     )
-    packed, tokenizer = autocompress.load(tmp_path)
+    packed, tokenizer = autocompress.load(tmp_path, backend="dequantize")
     assert torch.equal(logits_of(packed), stitched_logits)
+    exact, _ = autocompress.load(tmp_path, activations="float32")
+    assert gap(logits_of(exact), stitched_logits) < 1e-3
     assert tokenizer("some text") == case.loaded.tokenizer("some text")
     plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    assert torch.equal(logits_of(plain.eval()), stitched_logits)
+    assert gap(logits_of(plain.eval()), stitched_logits) < 5e-2, "int8 activations"
     promised = size_tables(space, other_bytes(model, space))[1].total(case.allocation)
     assert file.stat().st_size <= promised
     packed_bits = sum(map(Layer.storage_bits, space.layers, case.allocation.levels))
@@ -244,4 +251,5 @@ def test_a_large_embedding_is_stored_once_and_the_file_is_as_large_as_promised(
     promised = size_tables(space, other_bytes(model, space))[1].total(allocation)
     assert 0.99 * promised <= file.stat().st_size <= promised
     expected = logits_of(StitchedModel(model, space, database).stitch(allocation))
-    assert torch.equal(logits_of(autocompress.load(out)[0]), expected)
+    assert torch.equal(logits_of(autocompress.load(out, backend="dequantize")[0]), expected)
+    assert gap(logits_of(autocompress.load(out, activations="float32")[0]), expected) < 1e-3

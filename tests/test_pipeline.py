@@ -155,7 +155,7 @@ def test_the_packed_model_computes_what_was_scored(
     from autocompress.calibration import calibration_windows
     from autocompress.quality import score, teacher
 
-    model, tokenizer = autocompress.load(result)
+    model, tokenizer = autocompress.load(result, activations="float32")
     assert model.dtype == torch.float32
     windows = calibration_windows(
         None,

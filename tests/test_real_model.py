@@ -44,7 +44,7 @@ RELOAD = """
 import sys
 import autocompress, torch
 
-model, tokenizer = autocompress.load(sys.argv[1])
+model, tokenizer = autocompress.load(sys.argv[1], backend="dequantize")  # exact
 inputs = tokenizer(sys.argv[2], return_tensors="pt")
 with torch.inference_mode():
     torch.save(model(**inputs).logits, sys.argv[3])

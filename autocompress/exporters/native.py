@@ -19,6 +19,7 @@ from autocompress.files import disk_errors, write_atomically, write_json
 from autocompress.integration import FORMAT, METHOD, WEIGHTS
 from autocompress.levels import Dense, Level, Quantize
 from autocompress.packed import tensor_shapes
+from autocompress.runtime import ACTIVATIONS, configure
 
 MANIFEST = "autocompress.json"
 STORAGE = torch.bfloat16  # of dense tensors
@@ -80,8 +81,12 @@ def save_native(
     allocation: Allocation,
     database: LevelDatabase,
     out: Path,
+    activations: str = ACTIVATIONS,
 ) -> Path:
     """Write weights, configuration and tokenizer into the folder `out`; returns the weights file.
+
+    Args:
+        activations: what `load` computes with: 'int8', 'bfloat16' or 'float32'.
 
     Raises:
         OutputError: the disk refused; no file that looks whole is left half-written.
@@ -103,6 +108,7 @@ def save_native(
     config["quantization_config"] = {
         "quant_method": METHOD,
         "format": FORMAT,
+        "activations": activations,
         "levels": {k: str(v) for k, v in levels.items() if not isinstance(v, Dense)},
     }
     config["architectures"] = [type(model).__name__]
@@ -118,15 +124,27 @@ def save_native(
     return out / WEIGHTS
 
 
-def load(folder: str | Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+def load(
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    activations: str | None = None,
+    backend: str | None = None,
+) -> tuple[Any, Any]:
     """The packed model and tokenizer of a result folder.
+
+    The first forward hands the weights over to their kernels; `autocompress.runtime.prepare` does
+    so at once, which `torch.compile` needs.
 
     Args:
         folder: written by `autocompress search`.
         dtype: to compute in; by default what the search evaluated in.
+        activations: what kernels round them to: 'int8', 'bfloat16' or 'float32', which does not
+            round; by default what the folder says.
+        backend: 'native', 'aten' or 'dequantize'; by default the first that can, layer by layer.
 
     Raises:
         ModelError: not a result folder, a file is missing or damaged.
+        BackendError: no such activations or backend, or it cannot run this model here.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -155,6 +173,7 @@ def load(folder: str | Path, dtype: torch.dtype | None = None) -> tuple[Any, Any
             f"'{folder}' must hold exactly the tensors of its configuration. Got {len(wrong)} that "
             f"are missing, unknown or of another shape, such as {wrong[0]}."
         )
+    configure(model, activations, backend)
     return model.eval(), tokenizer
 
 

@@ -219,9 +219,11 @@ def _joined(*parts: object) -> str:
 
 def _budget(budget: Facts) -> str:
     limit, reached = budget.get("limit"), budget.get("reached")
+    timed = budget.get("cost") == "latency"
+    unit, digits = ("ms predicted", 2) if timed else (budget.get("cost", ""), 0)
     return (
-        f"{budget.get('text', DASH)}: {number(reached, 0)} of at most {number(limit, 0)} "
-        f"{budget.get('cost', '')}".strip()
+        f"{budget.get('text', DASH)}: {number(reached, digits)} of at most "
+        f"{number(limit, digits)} {unit}".strip()
     )
 
 

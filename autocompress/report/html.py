@@ -25,6 +25,7 @@ from autocompress.report.facts import (
     setting_table,
     size,
 )
+from autocompress.report.latency import dropped_table, latency, latency_table
 from autocompress.report.plots import front_plots, progress_plot, searched, shades
 from autocompress.report.verdict import title, verdict
 
@@ -43,6 +44,9 @@ def render_html(facts: Facts) -> str:
         for part in (
             _head(facts),
             _section("Result", _table(results_table(facts)), _table(gap_table(facts))),
+            _section(
+                "Latency", _table(latency_table(facts)), _table(dropped_table(facts), "words")
+            ),
             _section("Where the bits went", _allocation(facts, colours)),
             _section("How the search went", _progress(facts), _fronts(facts)),
             _section("What it cost", _table(cost_table(facts))),
@@ -89,6 +93,7 @@ def _tiles(facts: Facts) -> str:
             number(test.get("perplexity"), 2),
             f"dense {number(reference.get('perplexity'), 2)}" if reference else "",
         ),
+        ("ms per token", latency(winner), f"dense {latency(dense)}, measured"),
     )
     tiles = "".join(
         f'<div><dt>{escape(name)}</dt><dd class="figure">{escape(figure)}</dd>'

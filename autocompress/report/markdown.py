@@ -15,6 +15,7 @@ from autocompress.report.facts import (
     results_table,
     setting_table,
 )
+from autocompress.report.latency import dropped_table, latency_table
 from autocompress.report.plots import searched
 from autocompress.report.verdict import title, verdict
 
@@ -24,6 +25,7 @@ def render_markdown(facts: Facts) -> str:
     command = facts.get("command")
     sections = (
         ("Result", _table(results_table(facts)), _table(gap_table(facts))),
+        ("Latency", _table(latency_table(facts)), _table(dropped_table(facts))),
         ("Where the bits went", _grid(facts), _table(levels_table(facts))),
         ("How the search went", _table(_progress(facts))),
         ("What it cost", _table(cost_table(facts))),

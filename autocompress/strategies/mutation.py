@@ -40,9 +40,14 @@ class LevelSwitch:
         """The mutation of `problem`; without a budget, levels rank by its first cost."""
         limited = [(problem.table(budget.cost), budget.limit) for budget in problem.budgets]
         ranking = limited[0][0] if limited else problem.costs[0]
+
+        def entries(table: CostTable) -> list[dict[Level, float]]:
+            rows = zip(table.entries, problem.space.levels, strict=True)
+            return [{level: entry[level] for level in allowed} for entry, allowed in rows]
+
         return cls(
-            tuple(map(_up, ranking.entries)),
-            tuple((table, limit, tuple(map(_down, table.entries))) for table, limit in limited),
+            tuple(map(_up, entries(ranking))),
+            tuple((table, limit, tuple(map(_down, entries(table)))) for table, limit in limited),
         )
 
     def __call__(self, parent: Allocation, rng: np.random.Generator) -> Allocation | None:
