@@ -1,6 +1,7 @@
 """Search the default model at several budgets and seeds; write REPORT.md and results.json here.
 
     python studies/main_job/run.py WORK_FOLDER [--budgets 3.5bits 2.75bits] [--seeds 0 1 2]
+    python studies/main_job/run.py WORK_FOLDER --calibration TEXT --results FOLDER
 
 All searches share one run folder, so the level database and the dense model's distributions are
 made once, and a second call goes on where the first stopped. `uniform3` stands for the effective
@@ -21,7 +22,6 @@ from autocompress.pipeline import run_search
 from autocompress.progress import Lines
 
 HERE = Path(__file__).parent
-FINISHED = HERE / "results.json"
 BUDGETS = ("uniform3", "3.5bits", "2.75bits", "3.0bits", "4.0bits", "5.0bits")
 
 
@@ -32,25 +32,30 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", default=BUDGETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--generations", type=int, help="of evolution; default as the strategy has")
+    parser.add_argument("--calibration", help="another text than the built-in one")
+    parser.add_argument("--results", type=Path, default=HERE, help="folder of both files")
     arguments = parser.parse_args()
-    rows = json.loads(FINISHED.read_text()) if FINISHED.exists() else []
+    finished = arguments.results / "results.json"
+    rows = json.loads(finished.read_text()) if finished.exists() else []
     done = {(row["budget"], row["seed"]) for row in rows}
     for budget in arguments.budgets:
         for seed in arguments.seeds:
             if (budget, seed) not in done:
-                rows.append(one_search(arguments.work, budget, seed, arguments.generations))
-                FINISHED.write_text(json.dumps(rows, indent=1) + "\n")
-                (HERE / "REPORT.md").write_text(report(rows))
+                rows.append(one_search(arguments, budget, seed))
+                finished.write_text(json.dumps(rows, indent=1) + "\n")
+                (arguments.results / "REPORT.md").write_text(report(rows))
 
 
-def one_search(work: Path, budget: str, seed: int, generations: int | None) -> dict[str, Any]:
+def one_search(arguments: argparse.Namespace, budget: str, seed: int) -> dict[str, Any]:
     """One search of the default model; the figures that the report needs."""
+    work: Path = arguments.work
     text = f"{uniform_bits('w3g64')}bits" if budget == "uniform3" else budget
     config = StudyConfig.from_toml(
         HERE / "study.toml",
         budgets=(text,),
         seed=seed,
-        generations=generations,
+        generations=arguments.generations,
+        calibration=arguments.calibration,
         out=work / f"{budget}-{seed}",
         run=work / "run",
     )
@@ -60,7 +65,8 @@ def one_search(work: Path, budget: str, seed: int, generations: int | None) -> d
     row = {
         "budget": budget,
         "seed": seed,
-        "generations": generations,
+        "generations": arguments.generations,
+        "calibration": arguments.calibration,
         "wall": time.perf_counter() - start,
     }
     return {**row, **{key: facts[key] for key in keep}, "machine": facts["machine"]}
