@@ -25,7 +25,7 @@ from autocompress.progress import Advance
 from autocompress.runtime import used_backends
 from autocompress.targets import Target
 
-STEPS = 16  # tokens decoded per sample, at most
+STEPS = 48  # tokens decoded per sample, at most
 SAMPLE = 0.25  # s; slow models decode fewer tokens per sample, 3 at least
 ROUNDS, MOST_ROUNDS = 5, 15
 WIDTH = 0.02  # of a latency's interval, relative; narrower is measured enough

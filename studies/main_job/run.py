@@ -80,16 +80,25 @@ def uniform_bits(level: str) -> float:
 
 def report(rows: list[dict[str, Any]]) -> str:
     """The table of all searches, in Markdown."""
-    machine = rows[0]["machine"]
+    machine, text = rows[0]["machine"], rows[0].get("calibration")
+    tokens = rows[0]["results"]["winner"]["test"]["tokens"]
+    source = "Python's help topics" if text is None else f"`{Path(text).name}`"
+    option = "" if text is None else f" --calibration {Path(text).name} --results FOLDER"
+    seen = (
+        "No search saw the test windows, but the levels of the default space were chosen with\n"
+        "their figures in view beside validation's."
+        if text is None
+        else "No decision, not even of the default space, saw any of this text before."
+    )
     lines = [
         "# The main job: budgets and seeds",
         "",
-        "Made by `python studies/main_job/run.py WORK`. Figures are on test windows (16,384 tokens",
-        "of Python's help topics, in documents that nothing else saw). KL is KL(dense ‖ candidate)",
-        "in nats per token, ± standard error over windows, from the 512 likeliest tokens and the",
-        "tail's mass: a lower bound, 3 to 5 % short of full logits at 2 to 4 bits, 7 % at 5.",
-        "No search saw the test windows, but the levels of the default space were chosen with",
-        "their figures in view beside validation's.",
+        f"Made by `python studies/main_job/run.py WORK{option}`. Figures are on",
+        f"test windows ({tokens:,} tokens of {source}, in documents that nothing else saw). KL is",
+        "KL(dense ‖ candidate) in nats per token, ± standard error over windows, from the 512",
+        "likeliest tokens and the tail's mass: a lower bound, on the built-in text 3 to 5 % short",
+        "of full logits at 2 to 4 bits, 7 % at 5.",
+        seen,
         "The model is SmolLM2-135M-Instruct from a Q4_1 file: its weights lie on a 4-bit grid, so",
         "figures from 4 bits up are flattering.",
         "",
