@@ -35,16 +35,7 @@ struct Dot {
   }
 };
 
-constexpr bool HAS_BF16 = false;
-
-ACK_INLINE const uint8_t *expand8(uint8_t *block, const uint8_t *values, uint64_t mask) {
-  return scatter8(block, values, mask);
-}
-
-ACK_INLINE const uint8_t *expand16(uint8_t *block, const uint8_t *values, uint32_t mask) {
-  return scatter16(block, values, mask);
-}
-
+#include "plain.h"
 #include "isa.h"
 #include "elementwise.h"
 }  // namespace

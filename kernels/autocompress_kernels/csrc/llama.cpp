@@ -1,5 +1,5 @@
-// A decoder of the Llama family, one parallel region per step: workers meet at spinning barriers,
-// which take a tenth of a microsecond where opening a region takes two.
+// A decoder of the Llama family, one parallel region per step: workers meet at spinning barriers
+// instead of leaving and entering a region for every product.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
