@@ -131,8 +131,7 @@ def measure_part(
             Stopwatch(packed_model(loaded.model, module_levels(space, it), source, target), target)
             for it in references
         ]
-        # Not in turns with the dense model, which leaves the machine slower for the next: finalists
-        # are measured among themselves, too.
+        # Not in turns with the dense model: finalists are measured among themselves, too.
         measured = time_models(watches, advance)
         (plain,) = time_models([Stopwatch(dense, target, plain=True)], advance)
     sums = [
