@@ -100,9 +100,10 @@ def space_table(rows: Sequence[dict[str, Any]]) -> None:
 
 def latency_table(facts: dict[str, Any], layers: int) -> None:
     """Every timing of a profile, what is left out, and the model around the layers."""
-    table = Table(title=f"{facts['use']}: one call, weights cold", box=SIMPLE)
-    for column in ("shape", "rows", "level", "runs on", "µs", "GB/s", "of dense", "interval", ""):
-        table.add_column(column, justify="left" if column in WORDS else "right", no_wrap=True)
+    title = f"{facts['use']}: one call, weights cold; time against dense, with its 95 % interval"
+    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
+    for column in ("shape", "rows", "level", "runs on", "µs", "GB/s", "dense", "±", ""):
+        table.add_column(column, justify="left" if column in WORDS else "right", overflow="fold")
     for row in sorted(facts["points"], key=lambda row: (row["shape"], row["rows"], row["us"])):
         table.add_row(
             "x".join(map(str, row["shape"])),
@@ -112,7 +113,7 @@ def latency_table(facts: dict[str, Any], layers: int) -> None:
             f"{row['us']:.1f}",
             f"{row['gb_per_s']:.1f}",
             f"{row['ratio']:.3f}",
-            f"{row['low']:.3f}-{row['high']:.3f}",
+            f"{(row['high'] - row['low']) / 2:.3f}",
             "left out" if row["dropped"] else "noisy" if row["noisy"] else "",
         )
     console = Console()
