@@ -9,14 +9,14 @@
 //   const uint8_t *expand16(uint8_t *block, const uint8_t *values, uint32_t mask)
 
 // One vector of every plane of a superblock, in registers: GCC would load them for each use.
-template <int B>
+template <int B, bool KEEP = true>
 struct Planes {
   U plane[B];
 
   ACK_INLINE void read(const uint8_t *super, int i) {
     each<B>([&](auto p) ACK_LAMBDA {
       plane[p.value] = load(super + 64 * p.value + VB * i);
-      if (B < 8) keep(plane[p.value]);
+      if (B < 8 && KEEP) keep(plane[p.value]);
     });
   }
 
@@ -39,24 +39,35 @@ struct Planes {
   }
 };
 
+// Segments of a row.
+struct Span {
+  int64_t from, to;
+};
+
+// Where a tile's values begin; where its masks do, too, both move on as segments are expanded.
+struct Kept {
+  const uint8_t *values, *masks;
+};
+
 // A tile's weights, segment by segment; sparse ones are expanded into a buffer.
 struct Tile {
-  const Weights &w;
-  const uint8_t *values, *masks;
+  const Weights *weights;
+  Kept kept;
   const uint16_t *scales;
   const uint8_t *zeros;
   alignas(64) uint8_t buffer[SEGMENT * ROWS * 2];
 
-  ACK_INLINE Tile(const Weights &weights, int64_t tile) : w(weights) {
+  ACK_INLINE void open(const Weights &w, int64_t tile) {
     const ack_matrix &m = w.m;
+    weights = &w;
     const int64_t element = m.bits == 16 ? 2 : 1, wide = w.width * ROWS;
-    values = (const uint8_t *)m.values;
-    masks = nullptr;
+    kept.values = (const uint8_t *)m.values;
+    kept.masks = nullptr;
     if (m.pattern == ACK_FULL) {
-      values += tile * wide * m.bits / 8;
+      kept.values += tile * wide * m.bits / 8;
     } else {
-      masks = (const uint8_t *)m.masks + tile * wide / 8;
-      values += element * (m.pattern == ACK_BITMASK ? ((const int64_t *)m.offsets)[tile]
+      kept.masks = (const uint8_t *)m.masks + tile * wide / 8;
+      kept.values += element * (m.pattern == ACK_BITMASK ? ((const int64_t *)m.offsets)[tile]
                                                     : tile * wide / 2);
     }
     scales = (const uint16_t *)m.scales + tile * w.groups * ROWS;
@@ -64,64 +75,82 @@ struct Tile {
   }
 
   ACK_INLINE int supers(int64_t s) const {
-    const int64_t left = w.width - s * w.segment;
-    return (int)((left < w.segment ? left : w.segment) / SUPER);
+    const int64_t left = weights->width - s * weights->segment;
+    return (int)((left < weights->segment ? left : weights->segment) / SUPER);
   }
 
   // Superblocks of segment s; segments must be asked for in order.
   ACK_INLINE const uint8_t *segment(int64_t s) {
-    if (!masks) return values + s * w.segment * ROWS * w.m.bits / 8;
+    if (!kept.masks) return kept.values + s * weights->segment * ROWS * weights->m.bits / 8;
     const int count = supers(s);
-    if (w.m.bits == 16) {
-      for (int b = 0; b < count * 16; b++, masks += 4) {
+    if (weights->m.bits == 16) {
+      for (int b = 0; b < count * 16; b++, kept.masks += 4) {
         uint32_t mask;
-        __builtin_memcpy(&mask, masks, 4);
-        values = expand16(buffer + 64 * b, values, mask);
+        __builtin_memcpy(&mask, kept.masks, 4);
+        kept.values = expand16(buffer + 64 * b, kept.values, mask);
       }
     } else {
-      for (int b = 0; b < count * 8; b++, masks += 8) {
+      for (int b = 0; b < count * 8; b++, kept.masks += 8) {
         uint64_t mask;
-        __builtin_memcpy(&mask, masks, 8);
-        values = expand8(buffer + 64 * b, values, mask);
+        __builtin_memcpy(&mask, kept.masks, 8);
+        kept.values = expand8(buffer + 64 * b, kept.values, mask);
       }
     }
     return buffer;
   }
 
-  ACK_INLINE F scale(int64_t s, int i) const {
-    return half(scales + s / w.per_group * ROWS + i * LANES);
+  // Asks for one of `parts` parts of what the tile `ahead` of this one has in a span.
+  ACK_INLINE void fetch(Span span, int64_t ahead, int64_t part, int64_t parts) const {
+    if (kept.masks) return;
+    const int64_t row = ROWS * weights->m.bits / 8;
+    const int64_t inputs = (span.to - span.from) * weights->segment;
+    const int64_t from = ahead * weights->width + span.from * weights->segment;
+    const uint8_t *next = kept.values + (from + inputs * part / parts) * row;
+    for (int64_t at = 0; at < inputs / parts * row; at += 64) __builtin_prefetch(next + at, 0, 2);
   }
 
-  ACK_INLINE F zero(int64_t s, int i) const {
-    if (!zeros) return splat((float)(1 << (w.m.bits - 1)));
+  ACK_INLINE F scale(int64_t s, int i) const {
+    return half(scales + s / weights->per_group * ROWS + i * LANES);
+  }
+
+  ACK_INLINE I zero(int64_t s, int i) const {
+    if (!zeros) return I{} + (1 << (weights->m.bits - 1));
     I z;
-    for (int l = 0; l < LANES; l++) z[l] = zeros[s / w.per_group * ROWS + i * LANES + l];
-    return __builtin_convertvector(z, F);
+    for (int l = 0; l < LANES; l++) z[l] = zeros[s / weights->per_group * ROWS + i * LANES + l];
+    return z;
   }
 };
 
 // Vectors of a block that are worked on at once: what the registers hold beside MT rows.
-template <int MT>
+template <int MT, int TB>
 struct Split {
-  static constexpr int IB = MT >= BATCH ? 1 : NV < BATCH / MT ? NV : BATCH / MT;
+  static constexpr int ALL = NV * TB, FIT = TB * BATCH / MT, IB = ALL < FIT ? ALL : FIT;
 };
 
-template <int B, int MT>
-ACK_FLATTEN void tile_a8(Tile &t, const uint32_t *x, const float *xscale, const float *xsum,
-                         F (&y)[BATCH][NV]) {
+// TB tiles at once, so that each value of x is loaded once for all of them.
+template <int B, int MT, int TB>
+ACK_FLATTEN void tile_a8(Tile (&t)[TB], Span span, const uint32_t *x, const float *xscale,
+                         const int32_t *xsum, F (&y)[TB][MT][NV]) {
   typedef Dot<B> D;
-  constexpr int IB = Split<MT>::IB, A = D::CHAINS / (MT * IB) > 1 ? D::CHAINS / (MT * IB) : 1;
-  for (int64_t s = 0; s < t.w.segments; s++) {
-    const uint8_t *w = t.segment(s);
-    const int count = t.supers(s);
-    for (int i0 = 0; i0 < NV; i0 += IB) {
+  constexpr int IB = Split<MT, TB>::IB, A = D::CHAINS / (MT * IB) > 1 ? D::CHAINS / (MT * IB) : 1;
+  for (int64_t s = span.from; s < span.to; s++) {
+    const uint8_t *w[TB];
+    each<TB>([&](auto n) ACK_LAMBDA { w[n.value] = t[n.value].segment(s); });
+    const int count = t[0].supers(s);
+    for (int i0 = 0; i0 < NV * TB; i0 += IB) {
       I acc[A][MT][IB] = {};
+      each<IB>([&](auto i) ACK_LAMBDA {
+        const I zero = t[(i0 + i.value) / NV].zero(s, (i0 + i.value) % NV) - D::BIAS;
+        each<MT>([&](auto m) ACK_LAMBDA { acc[0][m.value][i.value] = -zero * xsum[m.value]; });
+      });
       const uint32_t *xs = x;
       for (int sb = 0; sb < count; sb++, xs += BLOCKS * MT) {
-        const uint8_t *super = w + sb * 64 * B;
-        if (B <= 3 && MT <= 2 && i0 == 0) ACK_REPEAT(B, p, __builtin_prefetch(super + AHEAD + 64 * p));
-        Planes<B> planes[IB];
-        each<IB>([&](auto i) ACK_LAMBDA { planes[i.value].read(super, i0 + i.value); });
+        if (B <= 3 && MT <= 2 && i0 == 0)
+          ACK_REPEAT(B, p, __builtin_prefetch(w[0] + sb * 64 * B + AHEAD + 64 * p));
+        Planes<B, (TB == 1)> planes[IB];
+        each<IB>([&](auto i) ACK_LAMBDA {
+          planes[i.value].read(w[(i0 + i.value) / NV] + sb * 64 * B, (i0 + i.value) % NV);
+        });
         each<BLOCKS / D::CHUNK>([&](auto c) ACK_LAMBDA {
           typename D::Partial part[A][MT][IB];
           for (int a = 0; a < A; a++)
@@ -129,11 +158,12 @@ ACK_FLATTEN void tile_a8(Tile &t, const uint32_t *x, const float *xscale, const 
               for (int i = 0; i < IB; i++) part[a][m][i] = D::begin(acc[a][m][i]);
           each<D::CHUNK>([&](auto jj) ACK_LAMBDA {
             constexpr int j = c.value * D::CHUNK + jj.value;
-            each<IB>([&](auto i) ACK_LAMBDA {
-              const U q = planes[i.value].codes(j);
-              each<MT>([&](auto m) ACK_LAMBDA {
+            U q[IB];
+            each<IB>([&](auto i) ACK_LAMBDA { q[i.value] = planes[i.value].codes(j); });
+            each<MT>([&](auto m) ACK_LAMBDA {
+              each<IB>([&](auto i) ACK_LAMBDA {
                 auto &p = part[j % A][m.value][i.value];
-                p = D::add(p, q, xs[j * MT + m.value]);
+                p = D::add(p, q[i.value], xs[j * MT + m.value]);
               });
             });
           });
@@ -143,12 +173,14 @@ ACK_FLATTEN void tile_a8(Tile &t, const uint32_t *x, const float *xscale, const 
         });
       }
       each<IB>([&](auto i) ACK_LAMBDA {
-        F scale = t.scale(s, i0 + i.value), zero = t.zero(s, i0 + i.value) - (float)D::BIAS;
+        Tile &tile = t[(i0 + i.value) / NV];
+        const int lane = (i0 + i.value) % NV;
+        const F scale = tile.scale(s, lane);
         each<MT>([&](auto m) ACK_LAMBDA {
           I sum = acc[0][m.value][i.value];
           for (int a = 1; a < A; a++) sum += acc[a][m.value][i.value];
-          F dot = __builtin_convertvector(sum, F) - zero * xsum[m.value];
-          y[m.value][i0 + i.value] += dot * (scale * xscale[m.value]);
+          const F dot = __builtin_convertvector(sum, F);
+          y[(i0 + i.value) / NV][m.value][lane] += dot * (scale * xscale[m.value]);
         });
       });
     }
@@ -159,10 +191,11 @@ ACK_FLATTEN void tile_a8(Tile &t, const uint32_t *x, const float *xscale, const 
 // bf16 activations: bf16 with the bits 0x4300 | q is exactly 128 + q for q < 128, and 0x4500 | q is
 // 2048 + 16 q for q < 16, so codes become bf16 by one `or`; the offsets leave with the zero.
 template <int B, int MT>
-ACK_FLATTEN void tile_a16(Tile &t, const uint32_t *x, const float *xsum, F (&y)[BATCH][NV]) {
+ACK_FLATTEN void tile_a16(Tile &t, Span span, const uint32_t *x, const float *xsum,
+                          F (&y)[MT][NV]) {
   constexpr float OFFSET = B == 8 ? 2048 + 128 : 128;
   constexpr int A = 4 / MT > 1 ? 4 / MT : 1;
-  for (int64_t s = 0; s < t.w.segments; s++) {
+  for (int64_t s = span.from; s < span.to; s++) {
     const uint8_t *w = t.segment(s);
     const int count = t.supers(s);
     for (int i = 0; i < NV; i++) {
@@ -193,7 +226,7 @@ ACK_FLATTEN void tile_a16(Tile &t, const uint32_t *x, const float *xsum, F (&y)[
           }
         });
       }
-      F scale = t.scale(s, i), zero = t.zero(s, i) + OFFSET;
+      F scale = t.scale(s, i), zero = __builtin_convertvector(t.zero(s, i), F) + OFFSET;
       each<MT>([&](auto m) ACK_LAMBDA {
         F sum = acc[0][m.value];
         for (int a = 1; a < A; a++) sum += acc[a][m.value];
@@ -205,14 +238,14 @@ ACK_FLATTEN void tile_a16(Tile &t, const uint32_t *x, const float *xsum, F (&y)[
 }
 
 template <int B, int MT>
-ACK_FLATTEN void tile_a32(Tile &t, const float *x, F (&y)[BATCH][NV]) {
+ACK_FLATTEN void tile_a32(Tile &t, Span span, const float *x, F (&y)[MT][NV]) {
   constexpr int A = 4 / MT > 1 ? 4 / MT : 1;
-  for (int64_t s = 0; s < t.w.segments; s++) {
+  for (int64_t s = span.from; s < span.to; s++) {
     const uint8_t *w = t.segment(s);
     const int count = t.supers(s);
     for (int i = 0; i < NV; i++) {
       F acc[A][MT] = {};
-      F scale = t.scale(s, i), zero = t.zero(s, i);
+      F scale = t.scale(s, i), zero = __builtin_convertvector(t.zero(s, i), F);
       const float *xs = x;
       for (int sb = 0; sb < count; sb++, xs += SUPER * MT) {
         Planes<B> planes;
@@ -239,11 +272,11 @@ ACK_FLATTEN void tile_a32(Tile &t, const float *x, F (&y)[BATCH][NV]) {
 
 // bf16 weights; pairs of bf16 activations, or floats where EXACT.
 template <int MT, bool PAIRS>
-ACK_FLATTEN void tile_dense(Tile &t, const void *data, F (&y)[BATCH][NV]) {
+ACK_FLATTEN void tile_dense(Tile &t, Span span, const void *data, F (&y)[MT][NV]) {
   constexpr int A = 4 / MT > 1 ? 4 / MT : 1;
   const uint32_t *pairs = (const uint32_t *)data;
   const float *x = (const float *)data;
-  for (int64_t s = 0; s < t.w.segments; s++) {
+  for (int64_t s = span.from; s < span.to; s++) {
     const uint8_t *w = t.segment(s);
     const int count = t.supers(s);
     for (int i = 0; i < NV; i++) {
@@ -277,28 +310,6 @@ ACK_FLATTEN void tile_dense(Tile &t, const void *data, F (&y)[BATCH][NV]) {
   }
 }
 
-template <int B, int MT>
-void tile_rows(const Weights &w, const Activations &x, int64_t tile, int64_t row,
-               F (&y)[BATCH][NV]) {
-  Tile t(w, tile);
-  const int64_t at = row * w.width;
-  const float *scales = x.scales + row * w.segments, *sums = x.sums + row * w.segments;
-  if constexpr (B == 16) {
-    if constexpr (HAS_BF16) {
-      if (x.mode == ACK_A16) return tile_dense<MT, true>(t, (const uint32_t *)x.data + at / 2, y);
-    }
-    return tile_dense<MT, false>(t, (const float *)x.data + at, y);
-  } else {
-    if (x.mode == ACK_A8)
-      return tile_a8<B, MT>(t, (const uint32_t *)x.data + at / 4, scales, sums, y);
-    if constexpr (HAS_BF16) {
-      if (x.mode == ACK_A16)
-        return tile_a16<B, MT>(t, (const uint32_t *)x.data + at / 2, sums, y);
-    }
-    tile_a32<B, MT>(t, (const float *)x.data + at, y);
-  }
-}
-
 inline void store(const Weights &w, const Output &out, int64_t tile, int64_t row, const F *y) {
   float values[ROWS];
   __builtin_memcpy(values, y, sizeof values);
@@ -317,21 +328,73 @@ inline void store(const Weights &w, const Output &out, int64_t tile, int64_t row
   }
 }
 
+// One batch of rows times a span of TB tiles, in the mode of x.
+template <int B, int MT, int TB>
+void multiply(Tile (&t)[TB], Span span, const Activations &x, int64_t row, F (&y)[TB][MT][NV]) {
+  const Weights &w = *t[0].weights;
+  const int64_t at = row * w.width + span.from * w.segment * MT;
+  const int64_t side = row * w.segments + span.from * MT;
+  const uint32_t *words = (const uint32_t *)x.data;
+  if constexpr (B < 16) {
+    if (x.mode == ACK_A8)
+      return tile_a8<B, MT, TB>(t, span, words + at / 4, x.scales + side,
+                                (const int32_t *)x.sums + side, y);
+  }
+  for (int n = 0; n < TB; n++) {
+    if constexpr (HAS_BF16) {
+      if (x.mode == ACK_A16) {
+        if constexpr (B == 16) tile_dense<MT, true>(t[n], span, words + at / 2, y[n]);
+        else tile_a16<B, MT>(t[n], span, words + at / 2, x.sums + side, y[n]);
+        continue;
+      }
+    }
+    if constexpr (B == 16) tile_dense<MT, false>(t[n], span, words + at, y[n]);
+    else tile_a32<B, MT>(t[n], span, (const float *)x.data + at, y[n]);
+  }
+}
+
+// `batches` times MT rows from `row` on times TB tiles from `tile` on.
+template <int B, int MT, int TB>
+void product(const Weights &w, const Activations &x, int64_t row, int64_t batches, int64_t tile,
+             const Output &out) {
+  Tile t[TB];
+  F y[MT < BATCH ? 1 : BATCHES][TB][MT][NV] = {};
+  for (int n = 0; n < TB; n++) t[n].open(w, tile + n);
+  const int64_t step = MT < BATCH ? w.segments : batches > 1 ? 4 : 2;  // measured on Zen 4
+  for (Span span = {0, 0}; span.to < w.segments; span.from = span.to) {
+    span.to = w.segments - span.from < step ? w.segments : span.from + step;
+    Kept start[TB];
+    for (int n = 0; n < TB; n++) start[n] = t[n].kept;
+    for (int64_t b = 0; b < batches; b++) {
+      for (int n = 0; n < TB; n++) {
+        t[n].kept = start[n];
+        if (MT == BATCH) t[n].fetch(span, TB, b, batches);
+      }
+      multiply<B, MT, TB>(t, span, x, row + b * MT, y[b]);
+    }
+  }
+  for (int64_t b = 0; b < batches; b++)
+    for (int n = 0; n < TB; n++)
+      for (int r = 0; r < MT; r++) store(w, out, tile + n, row + b * MT + r, y[b][n][r]);
+}
+
 template <int B>
 void tiles_of(const Weights &w, const Activations &x, int64_t m, int64_t begin, int64_t end,
               const Output &out) {
-  for (int64_t tile = begin; tile < end; tile++) {
-    int rows;
-    for (int64_t row = 0; row < m; row += rows) {
-      rows = rows_together(m - row);
-      F y[BATCH][NV] = {};
-      switch (rows) {
-        case 8: tile_rows<B, 8>(w, x, tile, row, y); break;
-        case 4: tile_rows<B, 4>(w, x, tile, row, y); break;
-        case 2: tile_rows<B, 2>(w, x, tile, row, y); break;
-        default: tile_rows<B, 1>(w, x, tile, row, y);
-      }
-      for (int r = 0; r < rows; r++) store(w, out, tile, row + r, y[r]);
+  int64_t row = 0;
+  for (int64_t batches; (batches = (m - row) / BATCH) > 0; row += batches * BATCH) {
+    if (batches > BATCHES) batches = BATCHES;
+    int64_t tile = begin;
+    for (; tile + TILES <= end; tile += TILES)
+      product<B, BATCH, TILES>(w, x, row, batches, tile, out);
+    for (; tile < end; tile++) product<B, BATCH, 1>(w, x, row, batches, tile, out);
+  }
+  for (int rows; row < m; row += rows) {
+    rows = rows_together(m - row);
+    for (int64_t tile = begin; tile < end; tile++) {
+      if (rows == 4) product<B, 4, 1>(w, x, row, 1, tile, out);
+      else if (rows == 2) product<B, 2, 1>(w, x, row, 1, tile, out);
+      else product<B, 1, 1>(w, x, row, 1, tile, out);
     }
   }
 }
@@ -386,7 +449,7 @@ inline void prepare_a8(Row &r, uint8_t *to, int rows, int padded, float *scale, 
   }
   for (int i = 0; i < padded / 4; i++) __builtin_memcpy(to + 4 * rows * i, r.small + 4 * i, 4);
   *scale = largest / 127.0f;
-  *sum = (float)total;
+  *(int32_t *)sum = total;
 }
 
 inline void prepare_a16(Row &r, uint8_t *to, int rows, int padded, bool blocks, float *sum) {

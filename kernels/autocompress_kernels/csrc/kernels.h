@@ -29,7 +29,7 @@ struct Weights {
 
 // x as the kernels of one mode read it. Rows are taken 8, 4, 2 or 1 at a time; a batch of R rows
 // from row r begins at r * width elements and holds, next to each other for all its rows:
-//   A8:  4 int8 of one block's columns          (scale and sum per segment)
+//   A8:  4 int8 of one block's columns          (scale and sum, an int32, per segment)
 //   A16: 2 x 2 bf16, columns 0, 2 and 1, 3 of a block; 16-bit weights: columns 0, 1 (sum per segment)
 //   A32: 1 float
 struct Activations {
