@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -57,6 +58,7 @@ INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 def main() -> None:
     """Entry point: one line per error, exit code 2 for wrong input, 130 for Ctrl-C."""
+    warnings.showwarning = _show_warning
     try:
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except AutocompressError as error:
@@ -67,6 +69,11 @@ def main() -> None:
     if code == INTERRUPTED:  # typer swallows KeyboardInterrupt
         print("interrupted: run the same command again to go on from here", file=sys.stderr)
     sys.exit(code)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """On one line, without the place in the code that issued it."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _fail(message: str) -> NoReturn:

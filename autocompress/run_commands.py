@@ -68,14 +68,10 @@ def _answer(
     """What a packed model writes, and how fast; `show` gets every piece of text at once."""
     from autocompress.benchmark import load_packed
     from autocompress.generation import generate_tokens, make_decoder
-    from autocompress.output import read_manifest
     from autocompress.runtime import used_backends
-    from autocompress.runtime_facts import runtime_warning
     from autocompress.text import encode_prompt, stop_tokens, text_pieces
 
-    manifest = read_manifest(folder)
     model, tokenizer = load_packed(folder, activations)
-    _warn(runtime_warning(manifest, model))
     ids = encode_prompt(tokenizer, prompt, chat)
     decoder = make_decoder(model, len(ids) + max_tokens)
     stop = stop_tokens(model, tokenizer)
@@ -162,7 +158,6 @@ def bench(
         threads=threads,
         progress=terminal_progress(),
     )
-    _warn(facts["warning"])
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
     else:
@@ -221,11 +216,6 @@ def _conditions(facts: dict[str, Any]) -> Iterator[str]:
     yield f"load     {'unknown' if busy is None else f'{busy:.2f}'} in the minute before"
     if busy is not None and busy > LIGHT_LOAD * machine["cores"]:
         yield "         other processes were running: speeds are low, ratios are rough"
-
-
-def _warn(line: str | None) -> None:
-    if line is not None:
-        typer.echo(f"warning: {line}", err=True)
 
 
 def _write(text: str) -> None:

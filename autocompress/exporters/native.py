@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from autocompress.integration import FORMAT, METHOD, WEIGHTS
 from autocompress.levels import Dense, Level, Quantize
 from autocompress.packed import tensor_shapes
 from autocompress.runtime import ACTIVATIONS, configure
+from autocompress.runtime_facts import runtime_warning
 
 MANIFEST = "autocompress.json"
 STORAGE = torch.bfloat16  # of dense tensors
@@ -133,7 +135,8 @@ def load(
     """The packed model and tokenizer of a result folder.
 
     The first forward hands the weights over to their kernels; `autocompress.runtime.prepare` does
-    so at once, which `torch.compile` needs.
+    so at once, which `torch.compile` needs. Warns where the search measured latency on other
+    backends than the model runs on here.
 
     Args:
         folder: written by `autocompress search`.
@@ -174,7 +177,25 @@ def load(
             f"are missing, unknown or of another shape, such as {wrong[0]}."
         )
     configure(model, activations, backend)
+    measured_elsewhere = runtime_warning(_manifest(folder), model)
+    if measured_elsewhere is not None:
+        warnings.warn(measured_elsewhere, stacklevel=2)
     return model.eval(), tokenizer
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What the search wrote down about a result; empty where only the model was kept.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"'{path}' must be a manifest of autocompress. Got: {error}.") from error
 
 
 def check_weights(path: Path) -> None:

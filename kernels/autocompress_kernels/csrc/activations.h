@@ -1,0 +1,85 @@
+// x as the kernels of a mode read it (Activations in kernels.h).
+
+// One row of x: to float, then to what the mode reads, into its place in the batch.
+struct Row {
+  alignas(64) float value[SEGMENT];
+  alignas(64) int8_t small[SEGMENT];
+};
+
+inline void read_segment(Row &r, const void *x, int32_t type, int64_t at, int count, int padded) {
+  if (type == ACK_F32) {
+    __builtin_memcpy(r.value, (const float *)x + at, count * sizeof(float));
+  } else {
+    const uint16_t *from = (const uint16_t *)x + at;
+    uint32_t *to = (uint32_t *)r.value;
+    for (int i = 0; i < count; i++) to[i] = (uint32_t)from[i] << 16;
+  }
+  for (int i = count; i < padded; i++) r.value[i] = 0;
+}
+
+inline void prepare_a8(Row &r, uint8_t *to, int rows, int padded, float *scale, float *sum) {
+  const int32_t *bits = (const int32_t *)r.value;
+  int32_t most = 0;  // as integers, absolute values are ordered as floats are, NaN on top
+  for (int i = 0; i < padded; i++) {
+    const int32_t size = bits[i] & 0x7fffffff;
+    most = size > most ? size : most;
+  }
+  float largest;
+  __builtin_memcpy(&largest, &most, 4);
+  const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+  int32_t total = 0;
+  for (int i = 0; i < padded; i++) {
+    const float shifted = r.value[i] * inverse + 12582912.0f;  // 1.5 * 2^23: rounds, low byte is q
+    int32_t word;
+    __builtin_memcpy(&word, &shifted, 4);
+    r.small[i] = (int8_t)word;
+    total += (int8_t)word;
+  }
+  for (int i = 0; i < padded / 4; i++) __builtin_memcpy(to + 4 * rows * i, r.small + 4 * i, 4);
+  *scale = largest / 127.0f;
+  *(int32_t *)sum = total;
+}
+
+inline void prepare_a16(Row &r, uint8_t *to, int rows, int padded, bool blocks, float *sum) {
+  uint16_t rounded[SEGMENT];
+  float total = 0;
+  for (int i = 0; i < padded; i++) rounded[i] = to_bf16(r.value[i]), total += from_bf16(rounded[i]);
+  *sum = total;
+  if (!blocks) {
+    for (int i = 0; i < padded / 2; i++) __builtin_memcpy(to + 4 * rows * i, rounded + 2 * i, 4);
+    return;
+  }
+  for (int i = 0; i < padded; i += 4) {
+    const uint16_t four[4] = {rounded[i], rounded[i + 2], rounded[i + 1], rounded[i + 3]};
+    __builtin_memcpy(to + 2 * rows * i, four, 8);
+  }
+}
+
+void prepare(const Weights &w, const Activations &a, const void *x, int32_t type, int64_t ld,
+             int64_t row, int rows) {
+  const int64_t element = a.mode == ACK_A8 ? 1 : a.mode == ACK_A16 ? 2 : 4;
+  const int unit = a.mode == ACK_A8 ? 4 : a.mode == ACK_A32 ? 4 : w.m.bits == 16 ? 4 : 8;
+  Row r;
+  for (int m = 0; m < rows; m++) {
+    uint8_t *to = (uint8_t *)a.data + row * w.width * element + m * unit;
+    for (int64_t s = 0; s < w.segments; s++) {
+      const int64_t at = s * w.segment, left = w.m.k - at;
+      const int count = (int)(left < w.segment ? left : w.segment);
+      const int padded = (count + SUPER - 1) / SUPER * SUPER;
+      read_segment(r, x, type, (row + m) * ld + at, count, padded);
+      float *scale = a.scales + row * w.segments + s * rows + m;
+      float *sum = a.sums + row * w.segments + s * rows + m;
+      uint8_t *here = to + at * element * rows;
+      if (a.mode == ACK_A8) {
+        prepare_a8(r, here, rows, padded, scale, sum);
+      } else if (a.mode == ACK_A16) {
+        prepare_a16(r, here, rows, padded, w.m.bits != 16, sum);
+      } else {
+        for (int i = 0; i < padded; i++) {
+          const float value = a.exact ? r.value[i] : from_bf16(to_bf16(r.value[i]));
+          __builtin_memcpy(here + 4 * rows * i, &value, 4);
+        }
+      }
+    }
+  }
+}

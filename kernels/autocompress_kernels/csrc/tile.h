@@ -1,0 +1,114 @@
+// What a tile keeps, read for the kernels: codes of a block, expanded segments, scales, zeros.
+
+// One vector of every plane of a superblock, in registers: GCC would load them for each use.
+template <int B, bool KEEP = true>
+struct Planes {
+  U plane[B];
+
+  ACK_INLINE void read(const uint8_t *super, int i) {
+    each<B>([&](auto p) ACK_LAMBDA {
+      plane[p.value] = load(super + 64 * p.value + VB * i);
+      if (B < 8 && KEEP) keep(plane[p.value]);
+    });
+  }
+
+  // Codes of block j, one per byte.
+  ACK_INLINE U codes(int j) const {
+    if (B == 8) return plane[j];
+    U code = {};
+    if (B & 4) code = (j % 2 ? plane[j / 2] >> 4 : plane[j / 2]) & 0x0F0F0F0Fu;
+    if (B & 2) {
+      const int from = 2 * (j % 4), to = B & 4;
+      const U v = plane[(B & 4) + j / 4];
+      code |= (from > to ? v >> (from - to) : v << (to - from)) & (0x03030303u << to);
+    }
+    if (B & 1) {
+      const int to = B & 6;
+      const U v = plane[B - 1];
+      code |= (j > to ? v >> (j - to) : v << (to - j)) & (0x01010101u << to);
+    }
+    return code;
+  }
+};
+
+// Segments of a row.
+struct Span {
+  int64_t from, to;
+};
+
+// Where a tile's values begin; where its masks do, too, both move on as segments are expanded.
+struct Kept {
+  const uint8_t *values, *masks;
+};
+
+// A tile's weights, segment by segment; sparse ones are expanded into a buffer.
+struct Tile {
+  const Weights *weights;
+  Kept kept;
+  const uint16_t *scales;
+  const uint8_t *zeros;
+  alignas(64) uint8_t buffer[SEGMENT * ROWS * 2];
+
+  ACK_INLINE void open(const Weights &w, int64_t tile) {
+    const ack_matrix &m = w.m;
+    weights = &w;
+    const int64_t element = m.bits == 16 ? 2 : 1, wide = w.width * ROWS;
+    kept.values = (const uint8_t *)m.values;
+    kept.masks = nullptr;
+    if (m.pattern == ACK_FULL) {
+      kept.values += tile * wide * m.bits / 8;
+    } else {
+      kept.masks = (const uint8_t *)m.masks + tile * wide / 8;
+      kept.values += element * (m.pattern == ACK_BITMASK ? ((const int64_t *)m.offsets)[tile]
+                                                    : tile * wide / 2);
+    }
+    scales = (const uint16_t *)m.scales + tile * w.groups * ROWS;
+    zeros = m.zeros ? (const uint8_t *)m.zeros + tile * w.groups * ROWS : nullptr;
+  }
+
+  ACK_INLINE int supers(int64_t s) const {
+    const int64_t left = weights->width - s * weights->segment;
+    return (int)((left < weights->segment ? left : weights->segment) / SUPER);
+  }
+
+  // Superblocks of segment s; segments must be asked for in order.
+  ACK_INLINE const uint8_t *segment(int64_t s) {
+    if (!kept.masks) return kept.values + s * weights->segment * ROWS * weights->m.bits / 8;
+    const int count = supers(s);
+    if (weights->m.bits == 16) {
+      for (int b = 0; b < count * 16; b++, kept.masks += 4) {
+        uint32_t mask;
+        __builtin_memcpy(&mask, kept.masks, 4);
+        kept.values = expand16(buffer + 64 * b, kept.values, mask);
+      }
+    } else {
+      for (int b = 0; b < count * 8; b++, kept.masks += 8) {
+        uint64_t mask;
+        __builtin_memcpy(&mask, kept.masks, 8);
+        kept.values = expand8(buffer + 64 * b, kept.values, mask);
+      }
+    }
+    return buffer;
+  }
+
+  // Asks for one of `parts` parts of what the tile `ahead` of this one has in a span.
+  ACK_INLINE void fetch(Span span, int64_t ahead, int64_t part, int64_t parts) const {
+    if (kept.masks) return;
+    const int64_t row = ROWS * weights->m.bits / 8;
+    const int64_t inputs = (span.to - span.from) * weights->segment;
+    const int64_t from = ahead * weights->width + span.from * weights->segment;
+    const uint8_t *next = kept.values + (from + inputs * part / parts) * row;
+    for (int64_t at = 0; at < inputs / parts * row; at += 64) __builtin_prefetch(next + at, 0, 2);
+  }
+
+  ACK_INLINE F scale(int64_t s, int i) const {
+    return half(scales + s / weights->per_group * ROWS + i * LANES);
+  }
+
+  ACK_INLINE I zero(int64_t s, int i) const {
+    if (!zeros) return I{} + (1 << (weights->m.bits - 1));
+    I z;
+    for (int l = 0; l < LANES; l++) z[l] = zeros[s / weights->per_group * ROWS + i * LANES + l];
+    return z;
+  }
+};
