@@ -14,20 +14,18 @@ from torch import Tensor
 
 from autocompress.generation import (
     Clock,
-    Decoder,
     PlainDecoder,
     make_decoder,
-    time_decode,
-    time_prefill,
 )
 from autocompress.profiler import interval
 from autocompress.progress import Advance
 from autocompress.runtime import used_backends
 from autocompress.targets import Target
 
-STEPS = 48  # tokens decoded per sample, at most
-SAMPLE = 0.25  # s; slow models decode fewer tokens per sample, 3 at least
-ROUNDS, MOST_ROUNDS = 5, 15
+STEPS = 48  # tokens decoded behind a prompt before it is read again
+SAMPLE = 0.05  # s; few tokens, so that models take turns faster than the machine's speed changes
+LEAST = 2  # tokens per sample
+ROUNDS, MOST_ROUNDS = 20, 72
 WIDTH = 0.02  # of a latency's interval, relative; narrower is measured enough
 
 
@@ -60,7 +58,7 @@ def logits_options(model: Any) -> dict[str, Any]:
 
 @dataclass
 class Stopwatch:
-    """Times one model as a target uses it.
+    """Times one model as a target uses it, a few tokens at a time.
 
     Args:
         plain: through the model's own forward, even where a faster decoder would do.
@@ -76,55 +74,83 @@ class Stopwatch:
         generator = torch.Generator().manual_seed(0)
         vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
         shape = (self.target.batch, self.target.prompt)
-        self.prompt = torch.randint(vocabulary, shape, generator=generator)
+        prompt = torch.randint(vocabulary, shape, generator=generator)
+        self.decoder: Any  # a Decoder, or several sequences
         if self.target.batch == 1:
             make = PlainDecoder if self.plain else make_decoder
-            self.decoder: Decoder = make(self.model, self.target.prompt + STEPS)
-            self.name = self.decoder.name
+            self.prompt, self.decoder = prompt[0], make(self.model, self.target.prompt + STEPS)
         else:
-            self.name = "plain, batched"
-        self.steps = STEPS
+            self.prompt, self.decoder = prompt, Batched(self.model)
+        self.name = self.decoder.name
+        self.steps, self.left = STEPS, 0
+        self._token: Any = None
+        self._prefill = 0.0
 
     def sample(self) -> float:
         """Ms per token of each sequence."""
-        total = 0.0
-        if "decode" in self.target.phases:
-            seconds = self._decode()
-            middle = median(seconds)
-            self.steps = max(3, min(STEPS, round(SAMPLE / max(middle, 1e-9))))
+        decodes, total = "decode" in self.target.phases, 0.0
+        if not decodes or self.left < self.steps:
+            self._read_prompt()
+        if decodes:
+            middle = median(self._step() for _ in range(self.steps))
+            self.steps = max(LEAST, min(STEPS, round(SAMPLE / max(middle, 1e-9))))
             total += self.target.weigh("decode", 1e3 * middle)
         if "prefill" in self.target.phases:
-            total += self.target.weigh("prefill", 1e3 * self._prefill())
+            total += self.target.weigh("prefill", 1e3 * self._prefill)
         return total
 
-    def _decode(self) -> list[float]:
-        if self.target.batch == 1:
-            return time_decode(self.decoder, self.prompt[0], self.steps, self.clock)
-        cache = self._forward(self.prompt, None).past_key_values
-        seconds = []
-        for _ in range(self.steps):
-            start = self.clock()
-            cache = self._forward(self.prompt[:, :1], cache).past_key_values
-            seconds.append(self.clock() - start)
-        return seconds
-
-    def _prefill(self) -> float:
-        if self.target.batch == 1:
-            return time_prefill(self.decoder, self.prompt[0], self.clock)
+    def _read_prompt(self) -> None:
+        self.decoder.reset()
         start = self.clock()
-        self._forward(self.prompt, None)
+        logits = self.decoder.prefill(self.prompt)
+        self._prefill = self.clock() - start
+        self._token, self.left = self._next(logits), STEPS
+
+    def _step(self) -> float:
+        start = self.clock()
+        self._token = self._next(self.decoder.step(self._token))
+        self.left -= 1
         return self.clock() - start
 
+    def _next(self, logits: Tensor) -> Any:
+        """The likeliest token of every sequence; of a single one, as its decoder takes it."""
+        return logits.argmax(-1) if self.target.batch > 1 else int(logits.argmax())
+
+
+class Batched:
+    """Several sequences through the model's own forward."""
+
+    name = "plain, batched"
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.options = model, logits_options(model)
+        self.cache: Any = None
+
+    def reset(self) -> None:
+        """Forget the sequences."""
+        self.cache = None
+
     @torch.inference_mode()
-    def _forward(self, tokens: Tensor, cache: Any) -> Any:
-        options = logits_options(self.model)
-        return self.model(input_ids=tokens, past_key_values=cache, use_cache=True, **options)
+    def prefill(self, tokens: Tensor) -> Tensor:
+        """Logits (batch, vocab) behind (batch, length) tokens."""
+        out = self.model(
+            input_ids=tokens, past_key_values=self.cache, use_cache=True, **self.options
+        )
+        self.cache = out.past_key_values
+        return out.logits[:, -1]  # type: ignore[no-any-return]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits (batch, vocab) behind one more token each, (batch,)."""
+        return self.prefill(tokens[:, None])
 
 
 def time_models(
     watches: Sequence[Stopwatch], advance: Advance = lambda done, total: None
 ) -> list[Measured]:
-    """Latency of every model, in interleaved rounds until all intervals are narrow."""
+    """Latency of every model, in interleaved rounds until all intervals are narrow.
+
+    What slows all models in a round, such as another process, is taken out of that round.
+    """
     samples: list[list[float]] = [[] for _ in watches]
     for watch in watches:
         watch.sample()  # warm, and shortens the samples of slow models
@@ -132,11 +158,30 @@ def time_models(
         for watch, row in zip(watches, samples, strict=True):
             row.append(watch.sample())
         advance(number + 1, MOST_ROUNDS)
-        if number + 1 >= ROUNDS and all(_width(row) <= WIDTH for row in samples):
+        steady = _without_drift(samples)
+        if number + 1 >= ROUNDS and all(_width(row) <= WIDTH for row in steady):
             break
     return [
         Measured(median(row), *interval(row), watch.name, used_backends(watch.model))
-        for watch, row in zip(watches, samples, strict=True)
+        for watch, row in zip(watches, steady, strict=True)
+    ]
+
+
+def _without_drift(samples: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Samples by model and round, over the speed of the round: what it did to the other models.
+
+    Two models cannot tell whose time it was that changed: they stay as they are.
+    """
+    if len(samples) < 3:
+        return [list(row) for row in samples]
+    ratios = [[sample / median(row) for sample in row] for row in samples]
+    rounds = list(zip(*ratios, strict=True))
+    return [
+        [
+            sample / median((*ratio[:model], *ratio[model + 1 :]))
+            for sample, ratio in zip(row, rounds, strict=True)
+        ]
+        for model, row in enumerate(samples)
     ]
 
 

@@ -3,7 +3,9 @@
     python studies/latency/additivity.py [--allocations 20] [--space quant-2-8] [--json FILE]
 
 Every allocation draws one of the space's levels for each layer. All models are timed in
-interleaved rounds; weights are random, which changes no latency.
+interleaved rounds; weights are random, which changes no latency. The reference allocations of the
+prediction take part: how much slower or faster they are than when levels were priced is the
+machine's drift, and errors are given as they are and without it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import numpy as np
 
 from autocompress.config import StudyConfig
 from autocompress.core import Allocation, SearchSpace
-from autocompress.latency_model import random_source
+from autocompress.latency import restrict
+from autocompress.latency_model import random_source, reference_allocations
 from autocompress.latency_setup import price
 from autocompress.machine import compute_dtype
 from autocompress.models import find_layers, load_model
@@ -40,9 +43,15 @@ def main() -> None:
     space = build_space(chosen, find_layers(loaded.model, chosen.scope), ())
     latency = price(loaded, space, config.parsed_target(), Lines(), again=arguments.again)
     drawn = draw(space, arguments.allocations, arguments.seed)
-    measured = latency.measure(loaded.model, space, drawn, random_source(loaded.model), Lines())
+    references = reference_allocations(restrict(space, latency.dropped))
+    both = [*references, *drawn]
+    timed = latency.measure(loaded.model, space, both, random_source(loaded.model), Lines())
+    before = [latency.table.total(allocation) for allocation in references]
+    drift = median(m.ms / p for m, p in zip(timed[: len(before)], before, strict=True))
+    measured = timed[len(before) :]
     predicted = [latency.table.total(allocation) for allocation in drawn]
     errors = [p / m.ms - 1 for p, m in zip(predicted, measured, strict=True)]
+    steady = sorted(abs(drift * p / m.ms - 1) for p, m in zip(predicted, measured, strict=True))
     for p, m, error in zip(predicted, measured, errors, strict=True):
         print(f"predicted {p:.3f} ms, measured {m.ms:.3f} ({m.low:.3f}-{m.high:.3f}), {error:+.1%}")
     sizes = sorted(map(abs, errors))
@@ -50,7 +59,8 @@ def main() -> None:
     print(
         f"{len(drawn)} allocations, decoder {measured[0].decoder}, {latency.target.describe()}, "
         f"{os.cpu_count()} cores, load {load}: absolute error median {median(sizes):.2%}, "
-        f"worst {sizes[-1]:.2%}; dense bf16 {latency.dense_ms:.2f} ms"
+        f"worst {sizes[-1]:.2%}; machine {drift - 1:+.1%} since it was priced, without that "
+        f"{median(steady):.2%}, {steady[-1]:.2%}; dense bf16 {latency.dense_ms:.2f} ms"
     )
     if arguments.json:
         rows = [
@@ -58,6 +68,7 @@ def main() -> None:
             for p, m in zip(predicted, measured, strict=True)
         ]
         facts = {"rows": rows, "median": median(sizes), "worst": sizes[-1], "load": load}
+        facts |= {"drift": drift, "steady_median": median(steady), "steady_worst": steady[-1]}
         arguments.json.write_text(json.dumps({**facts, **latency.facts()}, indent=1) + "\n")
 
 
