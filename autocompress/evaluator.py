@@ -9,6 +9,7 @@ import torch
 
 from autocompress.core import Allocation, Fidelity, Score, SearchSpace
 from autocompress.database import LevelDatabase
+from autocompress.prefix import PrefixModel
 from autocompress.progress import Progress
 from autocompress.quality import Teacher, score, stored_teacher, teacher
 from autocompress.stitch import StitchedModel
@@ -37,6 +38,7 @@ class Evaluator:
         progress: Progress,
     ) -> None:
         self.stitched = StitchedModel(model, space, database)
+        self.forward = PrefixModel(self.stitched)
         self.windows, self.folder, self.progress = windows, folder, progress
         self._teachers: dict[str, Teacher] = {}
 
@@ -44,7 +46,8 @@ class Evaluator:
         """Score of an allocation on the windows the fidelity names."""
         rows = torch.from_numpy(self.windows.rows(fidelity))
         reference = self.teacher(fidelity.split).rows(rows)
-        return score(self.stitched.stitch(allocation), reference)
+        self.stitched.stitch(allocation)
+        return score(self.forward, reference)
 
     def teacher(self, split: str) -> Teacher:
         """The dense model's distributions on a whole split."""

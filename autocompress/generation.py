@@ -48,6 +48,9 @@ class Decoder(Protocol):
     def reset(self) -> None:
         """Forget the sequence."""
 
+    def truncate(self, length: int) -> bool:
+        """Forget all but its first `length` tokens, of those it has; False where that cannot be."""
+
 
 class PlainDecoder:
     """Through the model's own forward and the cache that it makes.
@@ -71,6 +74,12 @@ class PlainDecoder:
     def reset(self) -> None:
         self._cache: dict[str, Any] = {}
         self._length = 0
+
+    def truncate(self, length: int) -> bool:
+        if not (self._cache and all(map(cropped_to(length), self._cache.values()))):
+            return False
+        self._length = length
+        return True
 
     def prefill(self, tokens: Tensor) -> Tensor:
         if self._length:
@@ -105,6 +114,21 @@ class PlainDecoder:
         self._length += len(tokens)
         logits: Tensor = out.logits[0, -1]
         return logits
+
+
+def cropped_to(length: int) -> Callable[[Any], bool]:
+    """What shortens a cache of transformers to `length` tokens; False where it keeps no tokens."""
+
+    def crop(cache: Any) -> bool:
+        try:
+            extra = cache.get_seq_length() - length
+            if extra > 0:
+                cache.crop(-extra)
+        except (AttributeError, ValueError, NotImplementedError):  # such as states of Mamba
+            return False
+        return bool(cache.get_seq_length() == length)
+
+    return crop
 
 
 def checked_capacity(model: Any, capacity: int | None) -> int:

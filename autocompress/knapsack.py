@@ -6,8 +6,10 @@ import ctypes
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autocompress.core import Allocation, CostTable, SearchSpace
@@ -17,11 +19,26 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from autocompress.beam import Indices, Numbers, Row
+
 Prices = Sequence[Mapping[Level, float]]  # per layer, level -> what the choice keeps small
 Limit = tuple[CostTable, float]  # total cost on the table, inclusive
 Pick = tuple[int, Level]  # one variable: this layer at this level
 
 RANGE = 1e3  # of the scaled prices; HiGHS stops at an absolute gap of 1e-6
+
+
+class SolverError(Exception):
+    """No answer, neither a solution nor that there is none."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Allocations that differ from `center` in at least `least` and at most `most` layers."""
+
+    center: Allocation
+    least: int = 0
+    most: int | None = None
 
 
 def cheapest(space: SearchSpace, table: CostTable) -> Allocation:
@@ -35,47 +52,109 @@ def cheapest(space: SearchSpace, table: CostTable) -> Allocation:
 
 
 def solve_knapsack(
-    space: SearchSpace, limits: Sequence[Limit], prices: Prices
+    space: SearchSpace,
+    limits: Sequence[Limit],
+    prices: Prices,
+    regions: Sequence[Region] = (),
+    gap: float = 1e-9,
+    seconds: float = math.inf,
 ) -> Allocation | None:
-    """The allocation of least total price within every limit, or None when there is none.
+    """The allocation of least total price within every limit and region, or None if there is none.
 
     HiGHS works to a tolerance and limits do not: an answer that is over by one bit is forbidden
-    and the problem solved again. Deterministic.
+    and the problem solved again. Deterministic, but for `seconds`.
 
     Args:
         prices: per layer, level -> price. Infinite and NaN prices count as ten times the
             largest finite one.
-
-    Raises:
-        RuntimeError: HiGHS stopped without an answer.
+        gap: relative distance from the optimum at which HiGHS may stop.
+        seconds: after which HiGHS stops with the best it has. Where it has nothing, dynamic
+            programming with a beam answers, and a warning says so.
     """
     import numpy as np
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array
 
     picks = [(layer, level) for layer, allowed in enumerate(space.levels) for level in allowed]
     owner = np.array([layer for layer, _ in picks])
-    ones = csr_array((np.ones(len(picks)), (owner, np.arange(len(picks)))))
-    rows = [LinearConstraint(ones, 1, 1)]
-    rows += [
-        LinearConstraint(row, -np.inf, room)
-        for row, room in (_row(space, limit, picks) for limit in limits)
-    ]
     objective = _objective(prices, picks)
-    binary = {"integrality": np.ones(len(picks)), "bounds": Bounds(0, 1)}
+    rows = [_row(space, limit, picks) for limit in limits]
+    rows += [row for region in regions for row in _region_rows(space, region, picks)]
     while True:
-        with _silence():
-            result = milp(objective, **binary, constraints=rows, options={"mip_rel_gap": 1e-9})
-        if result.x is None:
-            if result.status == 2:  # infeasible; anything else is no answer
-                return None
-            raise RuntimeError(f"HiGHS must solve or refuse the knapsack. Got: {result.message}")
-        chosen = result.x > 0.5
-        found = Allocation(tuple(picks[index][1] for index in np.flatnonzero(chosen)))
+        chosen = _solve(objective, owner, rows, gap, seconds)
+        if chosen is None:
+            return None
+        found = Allocation(tuple(picks[index][1] for index in chosen))
         if all(table.total(found) <= limit for table, limit in limits):
             return found
         # Cut off exactly this allocation: a lower limit might cut off the best one too.
-        rows.append(LinearConstraint(chosen.astype(float), -np.inf, len(space.layers) - 1))
+        rows += _region_rows(space, Region(found, least=1), picks)
+
+
+def _solve(
+    objective: Numbers, owner: Indices, rows: Sequence[Row], gap: float, seconds: float
+) -> Indices | None:
+    """The chosen picks, by HiGHS or, where it gives no answer, by the beam, which says so."""
+    try:
+        return _solve_exactly(objective, owner, rows, gap, seconds)
+    except SolverError as error:
+        from autocompress.beam import solve_beam
+
+        found = solve_beam(objective, owner, rows)
+        warnings.warn(f"{error} The answer is a beam's, which may be a little worse.", stacklevel=3)
+        return found
+
+
+def _solve_exactly(
+    objective: Numbers, owner: Indices, rows: Sequence[Row], gap: float, seconds: float
+) -> Indices | None:
+    """The chosen picks, proven to be within `gap` of the best; None when nothing fits.
+
+    Raises:
+        SolverError: HiGHS is missing, or stopped without an answer.
+    """
+    import numpy as np
+
+    try:
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import csr_array
+    except ImportError as error:
+        raise SolverError(f"HiGHS must come with scipy. Got {error}.") from error
+    ones = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))))
+    limits = [LinearConstraint(row, -np.inf, room) for row, room in rows]
+    with _silence():
+        result = milp(
+            objective,
+            integrality=np.ones(len(owner)),
+            bounds=Bounds(0, 1),
+            constraints=[LinearConstraint(ones, 1, 1), *limits],
+            options={"mip_rel_gap": gap, "time_limit": seconds},
+        )
+    if result.x is None:
+        if result.status == 2:  # infeasible; anything else is no answer
+            return None
+        raise SolverError(f"HiGHS must solve or refuse the knapsack. Got: {result.message}")
+    return np.flatnonzero(result.x > 0.5)
+
+
+def diverse_solutions(
+    space: SearchSpace,
+    limits: Sequence[Limit],
+    prices: Prices,
+    count: int,
+    distance: int,
+    gap: float = 1e-9,
+) -> list[Allocation]:
+    """Good allocations that differ from each other in `distance` layers or more, best first.
+
+    Each is the best of those far enough from the ones before; fewer where no more exist.
+    """
+    found: list[Allocation] = []
+    while len(found) < count:
+        apart = [Region(other, least=distance) for other in found]
+        another = solve_knapsack(space, limits, prices, apart, gap)
+        if another is None:
+            break
+        found.append(another)
+    return found
 
 
 @contextmanager
@@ -95,9 +174,18 @@ def _silence() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _row(
-    space: SearchSpace, limit: Limit, picks: Sequence[Pick]
-) -> tuple[npt.NDArray[np.float64], float]:
+def _region_rows(space: SearchSpace, region: Region, picks: Sequence[Pick]) -> Iterator[Row]:
+    """Limits on the number of layers that keep the center's level, and that leave it."""
+    import numpy as np
+
+    center = region.center.levels
+    kept = np.array([float(center[layer] == level) for layer, level in picks])
+    yield kept, len(space.layers) - region.least
+    if region.most is not None:
+        yield 1 - kept, region.most
+
+
+def _row(space: SearchSpace, limit: Limit, picks: Sequence[Pick]) -> Row:
     """Coefficients and right-hand side of a limit: every pick's cost above its layer's cheapest.
 
     Integer costs are divided by their greatest common divisor. Layers of a model share large

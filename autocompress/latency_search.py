@@ -67,7 +67,7 @@ def open_limit(session: Session) -> Limit | None:
     session.progress.say(f"pricing levels at {session.config.target}")
     with session.clock("profile"):
         target = session.config.parsed_target()
-        latency = price(session.loaded, session.space, target, session.progress)
+        latency = price(session.loaded, session.space, target, session.progress, fresh=True)
     for entry in latency.dropped:
         session.progress.say(
             f"left out: {entry.level} of {len(entry.layers)} layers, {entry.reason}"

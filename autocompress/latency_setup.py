@@ -134,6 +134,7 @@ def price(
     effort: Effort | None = None,
     clocks: Clocks | None = None,
     again: bool = False,
+    fresh: bool = False,
 ) -> Latency:
     """The latency of a model's space at a target.
 
@@ -142,6 +143,8 @@ def price(
         effort: of the profiler.
         clocks: what the profiler reads time from.
         again: measure what the local store knows already, too.
+        fresh: time the model around the kernels, even where that is known: the speed of machines
+            drifts, and what a search finds is timed now.
 
     Raises:
         LatencyError: no such target, a store that does not fit or lacks this model, or a layer
@@ -167,7 +170,7 @@ def price(
     prices = layer_prices(space, uses, target, backends, reasons, store)
     dropped = find_dropped(space, prices)
     restrict(space, dropped)  # every layer must keep a level
-    if key not in store.models:
+    if key not in store.models or (fresh and not isinstance(found, Path)):
         with torch_threads(target.threads):
             store.models[key] = measure_part(loaded, space, target, prices.middle, progress)
         store.save()

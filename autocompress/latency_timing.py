@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from torch import Tensor
 from autocompress.generation import (
     Clock,
     PlainDecoder,
+    cropped_to,
     make_decoder,
 )
 from autocompress.profiler import interval
@@ -23,9 +25,10 @@ from autocompress.runtime import used_backends
 from autocompress.targets import Target
 
 STEPS = 48  # tokens decoded behind a prompt before it is read again
-SAMPLE = 0.05  # s; few tokens, so that models take turns faster than the machine's speed changes
+SAMPLE = 0.012  # s; so short that models take turns faster than the machine changes its speed
 LEAST = 2  # tokens per sample
-ROUNDS, MOST_ROUNDS = 20, 72
+ROUNDS = 40  # at least
+SECONDS = 4.0  # for each model, at most
 WIDTH = 0.02  # of a latency's interval, relative; narrower is measured enough
 
 
@@ -83,14 +86,14 @@ class Stopwatch:
             self.prompt, self.decoder = prompt, Batched(self.model)
         self.name = self.decoder.name
         self.steps, self.left = STEPS, 0
-        self._token: Any = None
+        self._first: Any = None
         self._prefill = 0.0
 
     def sample(self) -> float:
         """Ms per token of each sequence."""
         decodes, total = "decode" in self.target.phases, 0.0
         if not decodes or self.left < self.steps:
-            self._read_prompt()
+            self._start()
         if decodes:
             middle = median(self._step() for _ in range(self.steps))
             self.steps = max(LEAST, min(STEPS, round(SAMPLE / max(middle, 1e-9))))
@@ -99,12 +102,21 @@ class Stopwatch:
             total += self.target.weigh("prefill", 1e3 * self._prefill)
         return total
 
+    def _start(self) -> None:
+        """Stand behind the prompt; it is read anew where it must be."""
+        self.left = STEPS
+        if self._first is None or "prefill" in self.target.phases:
+            self._read_prompt()
+        elif not self.decoder.truncate(self.target.prompt):
+            self._read_prompt()
+        self._token = self._first
+
     def _read_prompt(self) -> None:
         self.decoder.reset()
         start = self.clock()
         logits = self.decoder.prefill(self.prompt)
         self._prefill = self.clock() - start
-        self._token, self.left = self._next(logits), STEPS
+        self._first = self._next(logits)
 
     def _step(self) -> float:
         start = self.clock()
@@ -130,6 +142,10 @@ class Batched:
         """Forget the sequences."""
         self.cache = None
 
+    def truncate(self, length: int) -> bool:
+        """Forget what is behind the first `length` tokens; False where that cannot be."""
+        return cropped_to(length)(self.cache)
+
     @torch.inference_mode()
     def prefill(self, tokens: Tensor) -> Tensor:
         """Logits (batch, vocab) behind (batch, length) tokens."""
@@ -154,12 +170,16 @@ def time_models(
     samples: list[list[float]] = [[] for _ in watches]
     for watch in watches:
         watch.sample()  # warm, and shortens the samples of slow models
-    for number in range(MOST_ROUNDS):
+    start, most = time.perf_counter(), SECONDS * len(watches)
+    for number in itertools.count(1):
         for watch, row in zip(watches, samples, strict=True):
             row.append(watch.sample())
-        advance(number + 1, MOST_ROUNDS)
+        spent = time.perf_counter() - start
+        advance(min(round(spent), round(most)), round(most))
+        if number < ROUNDS:
+            continue
         steady = _without_drift(samples)
-        if number + 1 >= ROUNDS and all(_width(row) <= WIDTH for row in steady):
+        if spent > most or all(_width(row) <= WIDTH for row in steady):
             break
     return [
         Measured(median(row), *interval(row), watch.name, used_backends(watch.model))

@@ -36,6 +36,10 @@ class LeanDecoder:
     def reset(self) -> None:
         self._length = 0
 
+    def truncate(self, length: int) -> bool:
+        self._length = length
+        return True
+
     def prefill(self, tokens: Tensor) -> Tensor:
         if self._length:
             raise GenerationError(

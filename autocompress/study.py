@@ -97,10 +97,16 @@ class Study:
     ) -> list[Trial]:
         """Trials of `allocations`, in order; what is known is not scored again.
 
+        They are scored in the order of their levels, so that those that begin alike follow each
+        other: the score of one may then use what it shares with the one before.
+
         Raises:
             SpaceError: an allocation is not in the space.
             OutputError: a row could not be written.
         """
+        alike = sorted(allocations, key=lambda it: [str(level) for level in it.levels])
+        for allocation in alike:
+            self._evaluate(allocation, fidelity, origin)
         return [self._evaluate(allocation, fidelity, origin) for allocation in allocations]
 
     def at(self, fidelity: Fidelity) -> list[Trial]:

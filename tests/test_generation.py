@@ -495,3 +495,15 @@ def test_only_what_is_asked_for_is_timed() -> None:
         assert time_prefill(decoder, PROMPT % 10, lambda: decoder.now) == len(PROMPT)
         assert time_decode(decoder, PROMPT % 10, 4, lambda: decoder.now) == [1, 2, 3, 4]
     assert decoder.calls.count("reset") == 4
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "mixtral"])
+def test_truncated_sequences_go_on_as_if_nothing_had_been_behind(name):
+    decoder = PlainDecoder(make_model(name))
+    assert not decoder.truncate(1), "there is nothing yet"
+    decoder.prefill(PROMPT)
+    first = decoder.step(3)
+    for token in (5, 6, 7):
+        decoder.step(token)
+    assert decoder.truncate(len(PROMPT))
+    torch.testing.assert_close(decoder.step(3), first)

@@ -13,6 +13,7 @@ from toys import SMOLLM2, random_table, spaces, toy_problem, toy_sensitivities, 
 from autocompress.core import Allocation, Budget, CostTable
 from autocompress.cost import parse_budget, size_tables
 from autocompress.errors import BudgetError
+from autocompress.knapsack import Region, SolverError, diverse_solutions, solve_knapsack
 from autocompress.levels import parse_level
 from autocompress.strategies.ilp import solve
 
@@ -106,3 +107,116 @@ def test_ilp_of_a_real_models_size_is_quick_and_silent_and_fills_the_budget(capf
 def test_ilp_without_a_budget_takes_the_least_loss():
     found = solve(SPACE, COSTS, [], toy_sensitivities(SPACE))
     assert found == SPACE.uniform(parse_level("w6g64"))
+
+
+# --- regions ---------------------------------------------------------------------------------
+
+
+def apart(one, other):
+    return sum(a != b for a, b in zip(one.levels, other.levels, strict=True))
+
+
+@settings(max_examples=40, deadline=None)
+@given(spaces(), st.integers(0, 2**32), st.integers(0, 3), st.integers(0, 3))
+def test_regions_are_enumeration(space, seed, least, more):
+    rng = np.random.default_rng(seed)
+    every = [Allocation(levels) for levels in itertools.product(*space.levels)]
+    prices = tuple({level: float(rng.random()) for level in allowed} for allowed in space.levels)
+    center = every[rng.integers(len(every))]
+    table = random_table(space, rng, "cost", 9)
+    limit = sorted(map(table.total, every))[len(every) // 2]
+
+    def price(allocation):
+        return sum(row[level] for row, level in zip(prices, allocation.levels, strict=True))
+
+    legal = [
+        it
+        for it in every
+        if table.total(it) <= limit and least <= apart(it, center) <= least + more
+    ]
+    found = solve_knapsack(space, [(table, limit)], prices, [Region(center, least, least + more)])
+    if not legal:
+        assert found is None
+    else:
+        assert found in legal and price(found) == pytest.approx(min(map(price, legal)))
+
+
+def test_diverse_solutions_differ_and_get_worse():
+    prices = toy_sensitivities(SPACE)
+    table = COSTS[0]
+    limit = bits("4").limit
+    found = diverse_solutions(SPACE, [(table, limit)], prices, count=4, distance=2)
+    assert len(found) == 4 and found[0] == solve(SPACE, COSTS, [bits("4")], prices)
+    assert all(apart(a, b) >= 2 for a, b in itertools.combinations(found, 2))
+    totals = [sum(p[lv] for p, lv in zip(prices, it.levels, strict=True)) for it in found]
+    assert totals == sorted(totals)
+    assert all(table.total(it) <= limit for it in found)
+
+
+def test_fewer_diverse_solutions_than_wanted():
+    space = replace(SPACE, layers=SPACE.layers[:1], levels=SPACE.levels[:1])
+    prices = toy_sensitivities(space)
+    found = diverse_solutions(space, [], prices, count=99, distance=1)
+    assert len(found) == len(space.levels[0]) == len(set(found))
+
+
+# --- without an answer of the solver ---------------------------------------------------------
+
+
+def refuse(*args):
+    raise SolverError("HiGHS must solve or refuse the knapsack. Got: time limit.")
+
+
+def total(prices, allocation):
+    return sum(row[level] for row, level in zip(prices, allocation.levels, strict=True))
+
+
+@settings(max_examples=40, deadline=None)
+@given(spaces(), st.integers(0, 2**32), st.integers(1, 2), st.floats(0, 1), st.integers(0, 3))
+def test_the_beam_is_enumeration_where_it_keeps_every_state(space, seed, count, slack, most):
+    rng = np.random.default_rng(seed)
+    every = [Allocation(levels) for levels in itertools.product(*space.levels)]
+    prices = tuple({level: float(rng.random()) for level in allowed} for allowed in space.levels)
+    tables = [random_table(space, rng, f"cost{i}", 9) for i in range(count)]
+    limits = [(t, sorted(map(t.total, every))[int(slack * (len(every) - 1))]) for t in tables]
+    region = Region(every[rng.integers(len(every))], 1, 1 + most)
+    legal = [
+        it
+        for it in every
+        if all(table.total(it) <= limit for table, limit in limits)
+        and 1 <= apart(it, region.center) <= 1 + most
+    ]
+    with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning, match="time limit"):
+        patch.setattr("autocompress.knapsack._solve_exactly", refuse)
+        found = solve_knapsack(space, limits, prices, [region])
+    if not legal:
+        assert found is None
+    else:
+        assert found in legal
+        best = min(total(prices, it) for it in legal)
+        assert total(prices, found) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_the_beam_is_near_the_optimum_of_a_real_problem(second, monkeypatch):
+    space = toy_space(30, shapes=SMOLLM2)
+    prices = toy_sensitivities(space)
+    limits = [(size_tables(space, 0)[0], bits("3.5", space).limit)]
+    if second:
+        table = random_table(space, np.random.default_rng(0), "ms", 10**6)
+        middle = np.mean([table.total(space.uniform(level)) for level in space.uniform_levels()])
+        limits.append((table, 0.9 * middle))
+    best = total(prices, solve_knapsack(space, limits, prices))
+    monkeypatch.setattr("autocompress.knapsack._solve_exactly", refuse)
+    with pytest.warns(UserWarning, match="beam"):
+        found = solve_knapsack(space, limits, prices)
+    assert all(table.total(found) <= limit for table, limit in limits)
+    assert best <= total(prices, found) * (1 + 1e-9) and total(prices, found) <= 1.01 * best
+
+
+def test_time_runs_out(monkeypatch):
+    space = toy_space(30, shapes=SMOLLM2)
+    limits = [(size_tables(space, 0)[0], bits("3.5", space).limit)]
+    with pytest.warns(UserWarning, match="HiGHS must solve or refuse"):
+        found = solve_knapsack(space, limits, toy_sensitivities(space), seconds=0.0)
+    assert found is not None and limits[0][0].total(found) <= limits[0][1]

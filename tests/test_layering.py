@@ -20,11 +20,21 @@ TIERS = (
     ("levels", "files", "jsonl", "tables"),
     ("core",),
     (
-        *("packed", "cost", "knapsack", "pareto", "spaces", "documents", "windows", "calibration"),
+        *(
+            "packed",
+            "cost",
+            "knapsack",
+            "beam",
+            "pareto",
+            "spaces",
+            "documents",
+            "windows",
+            "calibration",
+        ),
         *("config", "study", "mirror", "targets", "latency_store", "latency"),
     ),
     ("models", "experts", "tracing", "operators", "machine", "backends"),
-    ("database", "build", "stitch", "quality", "sensitivity"),
+    ("database", "build", "stitch", "quality", "sensitivity", "prefix"),
     ("strategies",),
     ("runtime", "integration", "sampling", "text", "lean", "generation", "runtime_facts"),
     ("progress",),
@@ -44,7 +54,7 @@ SEES_TORCH = {
     *("latency_cases", "latency_model", "latency_local", "latency_setup", "latency_search"),
     *("latency_timing", "profile_command"),
     *("manifest", "sampling", "text", "generation", "benchmark", "run_commands"),
-    *("runtime_facts", "lean", "backends"),
+    *("runtime_facts", "lean", "backends", "prefix"),
 }
 TORCH_FREE = {place for places in TIERS for place in places} - SEES_TORCH
 FILE_LINES = 300

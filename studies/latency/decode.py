@@ -37,6 +37,11 @@ class LlamaCpp:
         self.llama, self.read = llama_cpp.Llama(str(gguf), n_ctx=capacity, **asked), llama_cpp
         self.reset = self.llama.reset
 
+    def truncate(self, length: int) -> bool:
+        """Forget what is behind the first `length` tokens."""
+        self.llama.n_tokens = length
+        return True
+
     def prefill(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits behind (length,) tokens."""
         self.llama.eval(tokens.tolist())
