@@ -1,18 +1,16 @@
 """Ten searches within a limit of size and one of latency: does every winner keep both?
 
-    python studies/latency/limits.py FOLDER [--runs 10] [--generations 4]
+    python studies/latency/limits.py FOLDER [--runs 10] [--generations 1]
 
-The limits of latency lie evenly between what uniform 2 bits and uniform 8 bits are predicted to
-take on this machine. All searches share one database in FOLDER.
+The limits of latency lie evenly between what uniform 2 bits and uniform 8 bits take on this
+machine, priced just before each search, because its speed drifts. All searches share one
+database in FOLDER.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
-
-import numpy as np
 
 from autocompress import search
 from autocompress.config import StudyConfig
@@ -25,6 +23,7 @@ from autocompress.progress import Lines
 from autocompress.spaces import build_space, load_space
 
 BITS = "3.5bits"
+ENDS = ("w2g64", "w8g128")
 
 
 def main() -> None:
@@ -34,11 +33,11 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--generations", type=int, default=1)
     arguments = parser.parse_args()
-    fast, slow = uniform_ms("w2g64"), uniform_ms("w8g128")
-    print(f"predicted: uniform w2g64 {fast:.2f} ms, w8g128 {slow:.2f} ms; {os.cpu_count()} cores")
     kept = 0
     for run in range(arguments.runs):
+        fast, slow = uniform_ms()
         limit = fast + (slow - fast) * (run + 1) / (arguments.runs + 1)
+        print(f"{ENDS[0]} {fast:.2f} ms, {ENDS[1]} {slow:.2f} ms, limit ", end="")
         try:
             facts = search(
                 (BITS, f"{limit:.3f}ms"),
@@ -64,14 +63,15 @@ def main() -> None:
     print(f"{kept} of {arguments.runs} within both limits")
 
 
-def uniform_ms(text: str) -> float:
-    """Predicted ms per token where every layer is at this level."""
-    config, level = StudyConfig(), parse_level(text)
+def uniform_ms() -> tuple[float, float]:
+    """Predicted ms per token of both ends, at the machine's present speed."""
+    config = StudyConfig()
     chosen, loaded = load_space(config.space), load_model(None, compute_dtype("auto"))
     space = build_space(chosen, find_layers(loaded.model, chosen.scope), ())
     latency = price(loaded, space, config.parsed_target(), Lines(), fresh=True)
-    assert np.isfinite(latency.table.total(space.uniform(level)))
-    return latency.table.total(space.uniform(level))
+    fast, slow = (latency.table.total(space.uniform(parse_level(text))) for text in ENDS)
+    assert fast < slow < float("inf")
+    return fast, slow
 
 
 if __name__ == "__main__":
