@@ -256,7 +256,8 @@ def slower(monkeypatch: pytest.MonkeyPatch, factors: list[float]) -> list[int]:
     """
     timed: list[int] = []
 
-    def price(loaded: Any, space: Any, target: Any, progress: Any) -> Latency:
+    def price(loaded: Any, space: Any, target: Any, progress: Any, *, fresh: bool) -> Latency:
+        assert fresh, "finalists are timed now, so predictions must be of now"
         row = {level: 1e-3 * level.bits for level in space.all_levels()}
         entries = tuple({level: row[level] for level in allowed} for allowed in space.levels)
         table = CostTable("latency", "ms", FIXED, entries)
