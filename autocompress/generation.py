@@ -49,7 +49,7 @@ class Decoder(Protocol):
         """Forget the sequence."""
 
     def truncate(self, length: int) -> bool:
-        """Forget all but its first `length` tokens, of those it has; False where that cannot be."""
+        """Forget all but its first `length` tokens; False where that cannot be: reset it then."""
 
 
 class PlainDecoder:
@@ -76,7 +76,7 @@ class PlainDecoder:
         self._length = 0
 
     def truncate(self, length: int) -> bool:
-        if not (self._cache and all(map(cropped_to(length), self._cache.values()))):
+        if not self._cache or not all(crop_cache(it, length) for it in self._cache.values()):
             return False
         self._length = length
         return True
@@ -116,19 +116,17 @@ class PlainDecoder:
         return logits
 
 
-def cropped_to(length: int) -> Callable[[Any], bool]:
-    """What shortens a cache of transformers to `length` tokens; False where it keeps no tokens."""
-
-    def crop(cache: Any) -> bool:
-        try:
-            extra = cache.get_seq_length() - length
-            if extra > 0:
-                cache.crop(-extra)
-        except (AttributeError, ValueError, NotImplementedError):  # such as states of Mamba
-            return False
-        return bool(cache.get_seq_length() == length)
-
-    return crop
+def crop_cache(cache: Any, length: int) -> bool:
+    """Shorten a cache of transformers to `length` tokens; False where it cannot, such as states."""
+    if not hasattr(cache, "crop"):
+        return False
+    extra = cache.get_seq_length() - length
+    try:
+        if extra > 0:
+            cache.crop(-extra)
+    except ValueError:  # a sliding window has lost the tokens that would come back
+        return False
+    return bool(cache.get_seq_length() == length)
 
 
 def checked_capacity(model: Any, capacity: int | None) -> int:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from autocompress.backends import BACKENDS
-from autocompress.core import Allocation, SearchSpace
+from autocompress.core import SearchSpace
+from autocompress.exporters.native import module_levels
 from autocompress.latency import Backends, Uses, layer_parts, needed_points
 from autocompress.latency_cases import (
     MEMORY,
@@ -30,12 +31,6 @@ from autocompress.models import LoadedModel
 from autocompress.profiler import Clocks, Effort, measure
 from autocompress.progress import Advance, Progress
 from autocompress.targets import Target
-
-
-def module_levels(space: SearchSpace, allocation: Allocation) -> dict[str, Level]:
-    """Module -> level."""
-    rows = zip(space.layers, allocation.levels, strict=True)
-    return {name: level for layer, level in rows for name in layer.modules}
 
 
 def local_backends(

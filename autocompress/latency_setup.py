@@ -13,6 +13,7 @@ import torch
 
 from autocompress.core import Allocation, CostTable, SearchSpace
 from autocompress.errors import LatencyError
+from autocompress.exporters.native import module_levels
 from autocompress.files import fingerprint
 from autocompress.latency import (
     Backends,
@@ -26,7 +27,7 @@ from autocompress.latency import (
     restrict,
 )
 from autocompress.latency_cases import available_versions, torch_threads
-from autocompress.latency_local import local_backends, measure_part, module_levels, profile_kernels
+from autocompress.latency_local import local_backends, measure_part, profile_kernels
 from autocompress.latency_model import Source, find_uses, packed_model
 from autocompress.latency_store import LatencyStore, ModelPart, Point
 from autocompress.latency_timing import Measured, Stopwatch, time_models

@@ -16,7 +16,7 @@ from torch import Tensor
 from autocompress.generation import (
     Clock,
     PlainDecoder,
-    cropped_to,
+    crop_cache,
     make_decoder,
 )
 from autocompress.profiler import interval
@@ -144,7 +144,7 @@ class Batched:
 
     def truncate(self, length: int) -> bool:
         """Forget what is behind the first `length` tokens; False where that cannot be."""
-        return cropped_to(length)(self.cache)
+        return crop_cache(self.cache, length)
 
     @torch.inference_mode()
     def prefill(self, tokens: Tensor) -> Tensor:
