@@ -25,7 +25,7 @@ ACK_FLATTEN void tile_a8(Tile (&t)[TB], Span span, const uint32_t *x, const floa
       const uint32_t *xs = x;
       for (int sb = 0; sb < count; sb++, xs += BLOCKS * MT) {
         if (B <= 5 && MT <= 2 && i0 == 0)
-          ACK_REPEAT(B, p, __builtin_prefetch(w[0] + sb * 64 * B + AHEAD + 64 * p));
+          ACK_REPEAT(B, p, __builtin_prefetch(w[0] + sb * 64 * B + AHEAD + 64 * p, 0, B == 5 ? 2 : 3));
         Planes<B, (TB == 1)> planes[IB];
         each<IB>([&](auto i) ACK_LAMBDA {
           planes[i.value].read(w[(i0 + i.value) / NV] + sb * 64 * B, (i0 + i.value) % NV);
