@@ -582,6 +582,17 @@ def test_a_truncated_result(tiny_folder: Path, tmp_path: Path, share: float) -> 
         autocompress.load(out)
 
 
+def test_a_truncated_tensor_in_a_whole_file(tiny_folder: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished(tiny_folder), tmp_path / "result"))
+    tensors = load_file(out / "autocompress.safetensors")
+    name = next(name for name in tensors if name.endswith(".codes"))
+    tensors[name] = tensors[name][:-1].clone()
+    save_file(tensors, out / "autocompress.safetensors", {"format": "pt"})
+    ran = command("eval", out)
+    assert_refused(ran, "exactly the tensors of its configuration", name)
+    assert "MISMATCH" not in ran.err  # transformers' own report
+
+
 def test_eval_beside_another_dense_model(tiny_folder: Path, broken: Path) -> None:
     poison(broken, 0.5)
     ran = command("eval", finished(tiny_folder), "--model", broken, "--window", 64)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import struct
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +159,13 @@ def load(
         )
     check_weights(folder / WEIGHTS)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto" if dtype is None else dtype, output_loading_info=True
-        )
+        with _silence():  # what is missing or of another shape is refused below, by name
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype="auto" if dtype is None else dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
         model, info = loaded
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except ModelError:
@@ -170,17 +175,32 @@ def load(
             f"'{folder}' must be a whole result of autocompress. "
             f"Got: {type(error).__name__}: {error}"
         ) from error
-    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    wrong = [*info["missing_keys"], *info["unexpected_keys"]]
+    for name, got, want in info["mismatched_keys"]:
+        wrong.append(f"{name}, {list(got)} where {list(want)} belong")
     if wrong:
         raise ModelError(
             f"'{folder}' must hold exactly the tensors of its configuration. Got {len(wrong)} that "
-            f"are missing, unknown or of another shape, such as {wrong[0]}."
+            f"are missing, unknown or of another shape, such as {wrong[0]}. Write the result again."
         )
     configure(model, activations, backend)
     measured_elsewhere = runtime_warning(_manifest(folder), model)
     if measured_elsewhere is not None:
         warnings.warn(measured_elsewhere, stacklevel=2)
     return model.eval(), tokenizer
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No warnings of transformers."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
