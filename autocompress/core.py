@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from autocompress.errors import SpaceError
 from autocompress.levels import Level, Shape
+from autocompress.predictions import Estimate, Linearization
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,17 +164,41 @@ class Budget:
 
 
 class Score(NamedTuple):
-    """Quality of one model on some windows.
+    """Quality of one model on some windows, window by window.
 
     Args:
-        loss: mean KL(dense || candidate), nats/token; lower is better.
-        perplexity: exp of the mean negative log-likelihood of the next token.
-        stderr: standard error of `loss` over windows, nats/token.
+        losses: mean KL(dense || candidate) of each window, nats/token; lower is better.
+        nlls: mean negative log-likelihood of the next token in each window, nats.
     """
 
-    loss: float
-    perplexity: float
-    stderr: float = 0.0
+    losses: tuple[float, ...]
+    nlls: tuple[float, ...]
+
+    @property
+    def loss(self) -> float:
+        """Mean KL(dense || candidate), nats/token."""
+        return fmean(self.losses)
+
+    @property
+    def perplexity(self) -> float:
+        """Exp of the mean negative log-likelihood."""
+        mean = fmean(self.nlls)
+        return math.exp(mean) if mean < 700 else math.inf
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of `loss` over windows, nats/token."""
+        if len(self.losses) < 2 or not math.isfinite(self.loss):
+            return 0.0
+        return stdev(self.losses) / math.sqrt(len(self.losses))
+
+    def first(self, windows: int) -> Score:
+        """The score on the first windows alone."""
+        return Score(self.losses[:windows], self.nlls[:windows])
+
+    def then(self, other: Score) -> Score:
+        """The score on these windows and, behind them, those of `other`."""
+        return Score(self.losses + other.losses, self.nlls + other.nlls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,25 +207,34 @@ class Trial:
 
     Args:
         number: position in the study.
-        loss: mean KL(dense || candidate), nats/token; lower is better.
         costs: aligned with `Problem.costs`.
-        perplexity: exp of the mean negative log-likelihood on the same tokens.
         origin: who proposed it ('uniform w3g64', 'ilp', 'evolution').
-        stderr: standard error of `loss` over windows, nats/token.
     """
 
     number: int
     allocation: Allocation
     fidelity: Fidelity
-    loss: float
+    score: Score
     costs: tuple[float, ...]
-    perplexity: float
     origin: str
-    stderr: float = 0.0
+
+    @property
+    def loss(self) -> float:
+        """Mean KL(dense || candidate), nats/token; lower is better."""
+        return self.score.loss
+
+    @property
+    def perplexity(self) -> float:
+        """Exp of the mean negative log-likelihood on the same tokens."""
+        return self.score.perplexity
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of `loss` over windows, nats/token."""
+        return self.score.stderr
 
 
 Evaluate = Callable[[Sequence[Allocation], Fidelity, str], list[Trial]]  # (…, origin)
-Sensitivities = tuple[Mapping[Level, float], ...]  # per layer, level -> predicted nats/token
 
 
 @dataclass(frozen=True)
@@ -208,6 +244,7 @@ class Problem:
     Args:
         evaluate: (allocations, fidelity, origin) -> trials, answered from the study when known.
         sensitivities: number of tokens -> predicted loss increase of each (layer, level).
+        linearize: (allocation, number of tokens) -> the loss around it.
         window: tokens per window; fidelities are multiples of it.
         tokens: size of the search split.
     """
@@ -216,7 +253,8 @@ class Problem:
     costs: tuple[CostTable, ...]
     budgets: tuple[Budget, ...]
     evaluate: Evaluate
-    sensitivities: Callable[[int], Sensitivities]
+    sensitivities: Callable[[int], Estimate]
+    linearize: Callable[[Allocation, int], Linearization]
     window: int
     tokens: int
 

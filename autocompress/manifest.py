@@ -32,7 +32,7 @@ def manifest_facts(
         weights: the written weights file.
     """
     config = session.config
-    predicted = problem.sensitivities(config.sensitivity_tokens)
+    predicted = problem.sensitivities(config.sensitivity_tokens).mean
     return {
         "format": 1,
         **_model_facts(session),
@@ -97,14 +97,12 @@ def _size_facts(session: Session, problem: Problem, winner: Allocation) -> dict[
 
 
 def _tokens(session: Session, study: Study) -> dict[str, int]:
-    spent = dict.fromkeys(("search", "validate", "test"), 0)
-    for trial in study.trials:
-        spent[trial.fidelity.split] += trial.fidelity.tokens
     parts = {
         "calibrate": int(session.windows.calibrate.size),
-        "sensitivities": study.tokens - sum(spent.values()),
-        "search": spent["search"],
-        "verify": spent["validate"] + spent["test"],
+        "sensitivities": study.spent["sensitivities"],
+        "linearization": study.spent["linearization"],
+        "search": study.spent["search"],
+        "verify": study.spent["validate"] + study.spent["test"],
     }
     return {**parts, "total": sum(parts.values())}
 

@@ -48,8 +48,8 @@ class Teacher:
     tail: Tensor
     nll: Tensor
 
-    def rows(self, chosen: Tensor) -> Teacher:
-        """The teacher of some of its windows, by number."""
+    def rows(self, chosen: Tensor | int) -> Teacher:
+        """The teacher of some of its windows, or of one alone, by number."""
         return Teacher(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
     @property
@@ -116,21 +116,31 @@ def divergence(
     return (logp.exp() * (logp - logq)).sum(1) + torch.special.xlogy(tail, tail / rest)
 
 
+def divergence_slope(
+    logits: Tensor,  # (window, vocab), any float type
+    reference: Teacher,  # of this window: no leading dimension
+) -> Tensor:  # (window, vocab), float32
+    """Gradient of the sum of `divergence` over the window with respect to the logits.
+
+    q - p at the dense model's most likely tokens; the rest share what is left in proportion to q.
+    """
+    chance = logits.float().softmax(1)
+    index = reference.index.long()
+    known = chance.gather(1, index)
+    rest = (1 - known.sum(1)).clamp_min(1e-9)
+    slope = chance * (1 - reference.tail / rest).unsqueeze(1)
+    return slope.scatter_(1, index, known - reference.logp.exp())
+
+
 @torch.inference_mode()
 def score(model: Any, reference: Teacher) -> Score:
     """How far `model` is from the reference's dense model on the reference's windows."""
-    kls, nlls = [], []
+    losses, nlls = [], []
     for i, logits in enumerate(window_logits(model, reference.windows)):
         logq, nll = log_probabilities(logits, reference.index[i], reference.windows[i])
-        kls.append(divergence(reference.logp[i], reference.tail[i], logq).mean())
-        nlls.append(nll.mean())
-    per_window = torch.stack(kls).double()
-    spread = float(per_window.std()) if len(kls) > 1 else 0.0
-    return Score(
-        loss=float(per_window.mean()),
-        perplexity=float(torch.stack(nlls).double().mean().exp()),
-        stderr=spread / len(kls) ** 0.5,
-    )
+        losses.append(float(divergence(reference.logp[i], reference.tail[i], logq).mean()))
+        nlls.append(float(nll.mean()))
+    return Score(tuple(losses), tuple(nlls))
 
 
 def stored_teacher(path: Path, compute: Callable[[], Teacher], windows: np.ndarray) -> Teacher:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress.core import Allocation, Budget, Problem, Sensitivities, Trial
+from autocompress.core import Allocation, Budget, Problem, Trial
+from autocompress.predictions import Sensitivities
 from autocompress.study import Study
 
 
@@ -127,14 +128,14 @@ def budget_facts(problem: Problem, budget: Budget, allocation: Allocation) -> di
 
 
 def trial_facts(problem: Problem, study: Study) -> list[dict[str, Any]]:
-    """Every evaluation of the study, with the tokens spent before it."""
-    rows, spent = [], 0
-    for trial in study.trials:
+    """Every evaluation of the study, with all tokens that were spent when it was done."""
+    rows = []
+    for trial, spent in zip(study.trials, study.spent_until, strict=True):
         bits = problem.table("bits").total(trial.allocation) / problem.space.weights
         rows.append(
             {
                 "number": trial.number,
-                "tokens_before": spent,
+                "spent": spent,
                 "loss": _finite(trial.loss),
                 "effective_bits": bits,
                 "origin": trial.origin,
@@ -143,7 +144,6 @@ def trial_facts(problem: Problem, study: Study) -> list[dict[str, Any]]:
                 "seed": trial.fidelity.seed,
             }
         )
-        spent += trial.fidelity.tokens
     return rows
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -17,9 +18,10 @@ from autocompress.files import exclusive, write_json
 from autocompress.jsonl import JsonLines, Row, damaged, write_row
 from autocompress.levels import parse_level
 
-Measure = Callable[[Allocation, Fidelity], Score]
+Measure = Callable[[Allocation, Fidelity, int], Score]  # (…, windows known): of those behind
 
 LOCK = "study.lock"
+FORMAT = 2  # of the rows
 FACTS = "study.json"
 TABLE = "evaluations.jsonl"
 
@@ -29,7 +31,8 @@ class Study:
 
     Inside `with`, the folder belongs to this process alone, `evaluate` answers what is known
     and records the rest, one durable row each, so a run that is killed at any moment loses at
-    most the evaluation it was in.
+    most the evaluation it was in. Windows that an allocation was scored on are not scored again
+    when another fidelity of the same seed names them.
 
     Args:
         path: the run folder; created when missing.
@@ -37,13 +40,15 @@ class Study:
         costs: the trials' costs, asked of these tables.
         facts: what the losses depend on (fingerprints of model, calibration, space, database);
             a folder that was recorded under other facts is refused. Values are JSON.
-        score: (allocation, fidelity) -> its score; the expensive part.
+        score: (allocation, fidelity, known) -> its score on all but the first `known` windows of
+            the fidelity; the expensive part.
         clock: seconds, for the recorded duration.
 
     Attributes:
         trials: all finished evaluations by number.
         fresh: evaluations that this session ran.
-        tokens: all tokens ever scored for this study, `spend` included.
+        spent: tokens ever scored for this study, by split, or by what `spend` was told.
+        spent_until: all tokens that were spent when each trial was done, aligned with `trials`.
 
     Raises:
         StudyError: on entering, the folder is in use, foreign, damaged or of other facts.
@@ -62,10 +67,13 @@ class Study:
         self.path = path
         self.trials: list[Trial] = []
         self.fresh = 0
-        self.tokens = 0
+        self.spent: Counter[str] = Counter()
+        self.spent_until: list[int] = []
         self._space, self._costs, self._score, self._clock = space, tuple(costs), score, clock
-        self._facts = json.loads(write_row(facts))  # as a reader will see them: tuples are lists
+        as_read = json.loads(write_row(facts))  # tuples are lists
+        self._facts = {"format": FORMAT, **as_read}
         self._known: dict[tuple[str, Fidelity], Trial] = {}
+        self._longest: dict[tuple[str, int, str], Trial] = {}  # by allocation, seed and split
         self._allocations: dict[str, Allocation] = {}
 
     def __enter__(self) -> Self:
@@ -109,6 +117,11 @@ class Study:
             self._evaluate(allocation, fidelity, origin)
         return [self._evaluate(allocation, fidelity, origin) for allocation in allocations]
 
+    @property
+    def tokens(self) -> int:
+        """All tokens ever scored for this study."""
+        return self.spent.total()
+
     def at(self, fidelity: Fidelity) -> list[Trial]:
         """The trials of one fidelity, whose losses can be compared, by number."""
         return [trial for trial in self.trials if trial.fidelity == fidelity]
@@ -116,7 +129,7 @@ class Study:
     def spend(self, tokens: int, what: str) -> None:
         """Record `tokens` that were scored outside an evaluation, such as for sensitivities."""
         self._table.append([{"spent": what, "tokens": tokens}])
-        self.tokens += tokens
+        self.spent[what] += tokens
 
     def _evaluate(self, allocation: Allocation, fidelity: Fidelity, origin: str) -> Trial:
         known = self._known.get((allocation.key, fidelity))
@@ -128,13 +141,25 @@ class Study:
                 f"Got {', '.join(map(str, allocation.levels))}."
             )
         start = self._clock()
-        score = Score(*map(_finite, self._score(allocation, fidelity)))
+        score, tokens = self._shared(allocation, fidelity)
+        if tokens < fidelity.tokens:
+            score = score.then(_finite(self._score(allocation, fidelity, len(score.losses))))
+        scored = fidelity.tokens - tokens
         seconds = self._clock() - start
         trial = self._trial(len(self.trials), allocation, fidelity, score, origin)
-        self._table.append(self._rows(trial, seconds))
-        self._add(trial)
+        self._table.append(self._rows(trial, scored, seconds))
+        self._add(trial, scored)
         self.fresh += 1
         return trial
+
+    def _shared(self, allocation: Allocation, fidelity: Fidelity) -> tuple[Score, int]:
+        """What is known of the first windows of a fidelity, and how many tokens they are."""
+        trial = self._longest.get((allocation.key, fidelity.seed, fidelity.split))
+        if trial is None:
+            return Score((), ()), 0
+        window = trial.fidelity.tokens // len(trial.score.losses)
+        score = trial.score.first(fidelity.tokens // window)
+        return score, window * len(score.losses)
 
     def _trial(
         self,
@@ -145,10 +170,9 @@ class Study:
         origin: str,
     ) -> Trial:
         costs = tuple(table.total(allocation) for table in self._costs)
-        loss, perplexity, stderr = score
-        return Trial(number, allocation, fidelity, loss, costs, perplexity, origin, stderr)
+        return Trial(number, allocation, fidelity, score, costs, origin)
 
-    def _rows(self, trial: Trial, seconds: float) -> Iterable[Row]:
+    def _rows(self, trial: Trial, scored: int, seconds: float) -> Iterable[Row]:
         key = trial.allocation.key
         if key not in self._allocations:
             yield {"allocation": key, "levels": [str(level) for level in trial.allocation.levels]}
@@ -162,9 +186,10 @@ class Study:
                 "seed": fidelity.seed,
                 "split": fidelity.split,
             },
-            "loss": _null(trial.loss),
-            "perplexity": _null(trial.perplexity),
-            "stderr": _null(trial.stderr),
+            "loss": _null(trial.loss),  # for readers; the rest is in the next two
+            "losses": list(map(_null, trial.score.losses)),
+            "nlls": list(map(_null, trial.score.nlls)),
+            "scored": scored,
             "costs": dict(zip(names, trial.costs, strict=True)),
             "origin": trial.origin,
             "seconds": round(seconds, 4),
@@ -178,23 +203,23 @@ class Study:
         """
         try:
             if "spent" in row:
-                self.tokens += int(row["tokens"])
+                self.spent[str(row["spent"])] += int(row["tokens"])
             elif "levels" in row:
                 allocation = Allocation(tuple(map(parse_level, row["levels"])))
                 if allocation not in self._space:
                     raise ValueError("its levels are not in the search space")
                 self._allocations[allocation.key] = allocation
             else:
-                self._add(self._read(row))
+                self._add(self._read(row), int(row["scored"]))
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(self.path / TABLE, line, error) from error
 
     def _read(self, row: Row) -> Trial:
         if row["number"] != len(self.trials):
             raise ValueError(f"evaluation {len(self.trials)} must come here")
-        score = Score(
-            *(math.inf if row[name] is None else _finite(row[name]) for name in Score._fields)
-        )
+        score = _finite(Score(tuple(row["losses"]), tuple(row["nlls"])))
+        if not score.losses or len(score.losses) != len(score.nlls):
+            raise ValueError("it must have both losses of every window")
         return self._trial(
             row["number"],
             self._allocations[row["allocation"]],
@@ -203,16 +228,27 @@ class Study:
             row["origin"],
         )
 
-    def _add(self, trial: Trial) -> None:
+    def _add(self, trial: Trial, scored: int) -> None:
         self.trials.append(trial)
-        self.tokens += trial.fidelity.tokens
-        self._allocations.setdefault(trial.allocation.key, trial.allocation)
-        self._known[trial.allocation.key, trial.fidelity] = trial
+        self.spent[trial.fidelity.split] += scored
+        self.spent_until.append(self.tokens)
+        key, fidelity = trial.allocation.key, trial.fidelity
+        self._allocations.setdefault(key, trial.allocation)
+        self._known[key, fidelity] = trial
+        same = (key, fidelity.seed, fidelity.split)
+        longest = self._longest.get(same)
+        if longest is None or longest.fidelity.tokens < fidelity.tokens:
+            self._longest[same] = trial
 
 
-def _finite(value: float) -> float:
+def _finite(score: Score) -> Score:
     """NaN and infinities are the worst loss there is: they must sort last, never crash."""
-    return float(value) if math.isfinite(value) else math.inf
+    return Score(
+        *(
+            tuple(math.inf if it is None or not math.isfinite(it) else float(it) for it in part)
+            for part in score
+        )
+    )
 
 
 def _null(value: float) -> float | None:

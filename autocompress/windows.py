@@ -53,9 +53,7 @@ class Windows:
         windows: Ids = getattr(self, name)
         return windows
 
-    def subset(
-        self, fidelity: Fidelity
-    ) -> Ids:  # (fidelity.tokens / window, window); all windows in order if it covers the split
+    def subset(self, fidelity: Fidelity) -> Ids:  # (fidelity.tokens / window, window)
         """The windows a fidelity names; for one seed, fewer tokens are a prefix of more.
 
         Raises:
@@ -64,7 +62,7 @@ class Windows:
         return self.split(fidelity.split)[self.rows(fidelity)]
 
     def rows(self, fidelity: Fidelity) -> Ids:  # (fidelity.tokens / window,)
-        """Numbers of the windows a fidelity names, within its split.
+        """Numbers of the windows a fidelity names, within its split, in the order of its seed.
 
         Raises:
             CalibrationError: not a whole number of windows, or more than the split holds.
@@ -76,8 +74,6 @@ class Windows:
                 f"a fidelity must be a multiple of the window, {self.window} tokens, and at most "
                 f"the {windows.size} tokens of split '{fidelity.split}'. Got {fidelity.tokens}."
             )
-        if count == len(windows):
-            return np.arange(count)
         return np.random.default_rng(fidelity.seed).permutation(len(windows))[:count]
 
     @cached_property

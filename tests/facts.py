@@ -44,10 +44,11 @@ def make_trials(rng: random.Random) -> list[dict[str, Any]]:
 
     def add(loss: float, bits: float, origin: str, split: str, tokens: int) -> None:
         nonlocal spent
+        spent += tokens
         trials.append(
             {
                 "number": len(trials),
-                "tokens_before": spent,
+                "spent": spent,
                 "loss": loss,
                 "effective_bits": bits,
                 "origin": origin,
@@ -55,7 +56,6 @@ def make_trials(rng: random.Random) -> list[dict[str, Any]]:
                 "tokens": tokens,
             }
         )
-        spent += tokens
 
     for bits, loss in ((2.2812, 1.41), (3.2969, 0.312), (4.3125, 0.083), (5.3281, 0.024)):
         add(loss, bits, f"uniform w{int(bits)}g64", "search", 16_384)

@@ -6,7 +6,7 @@ import optuna
 import pytest
 from toys import Memory, toy_space
 
-from autocompress.core import Fidelity
+from autocompress.core import Fidelity, Score
 from autocompress.cost import size_tables
 from autocompress.errors import StudyError
 from autocompress.mirror import METRICS, Mirror, open_storage
@@ -87,7 +87,9 @@ def test_no_trial_twice_not_even_after_reopening(tmp_path, trials):
 
 def test_an_infinite_loss_has_no_place_on_the_front(tmp_path, trials):
     storage = tmp_path / "optuna.journal"
-    open_mirror(storage).report(replace(trials[0], loss=math.inf, perplexity=math.inf), "candidate")
+    open_mirror(storage).report(
+        replace(trials[0], score=Score((math.inf,), (math.inf,))), "candidate"
+    )
     study = read(storage)
     assert study.best_trials == []
     assert study.trials[0].user_attrs["perplexity"] is None

@@ -228,7 +228,7 @@ def test_fidelities_are_never_joined() -> None:
 def test_many_trials_stay_small(tmp_path: Path) -> None:
     facts = make_facts()
     facts["trials"] = [
-        {**trial, "number": i, "tokens_before": 512 * i}
+        {**trial, "number": i, "spent": 512 * (i + 1)}
         for i, trial in enumerate(facts["trials"] * 80)
     ]
     _, html, _ = pages(facts, tmp_path)

@@ -11,7 +11,7 @@ import pytest
 from toys import ToyLoss, toy_space
 
 from autocompress import jsonl
-from autocompress.core import Fidelity
+from autocompress.core import Fidelity, Score
 from autocompress.cost import size_tables
 from autocompress.errors import OutputError, SpaceError, StudyError
 from autocompress.levels import parse_level
@@ -48,6 +48,31 @@ def test_what_is_known_is_answered_from_the_table(tmp_path):
         assert (study.trials, study.fresh, study.tokens, score.calls) == (trials, 0, 192, 3)
 
 
+def test_windows_are_scored_once_for_all_fidelities_of_a_seed(tmp_path):
+    asked = []
+
+    def score(allocation, fidelity, known):
+        asked.append((fidelity.tokens, known))
+        return ToyLoss(SPACE)(allocation, fidelity, known)
+
+    with open_study(tmp_path, score) as study:
+        for tokens in (32, 64, 16, 64):
+            study.evaluate(UNIFORM[:1], Fidelity(tokens, seed=3), "x")
+        assert asked == [(32, 0), (64, 2)]
+        assert study.tokens == 64
+        whole = ToyLoss(SPACE)(UNIFORM[0], Fidelity(64, seed=3))
+        assert [trial.score for trial in study.trials] == [
+            whole.first(windows) for windows in (2, 4, 1)
+        ]
+        trials = study.trials
+    with open_study(tmp_path, score) as study:
+        assert (study.trials, study.tokens) == (trials, 64)
+        study.evaluate(UNIFORM[:1], Fidelity(80, seed=3), "x")
+        study.evaluate(UNIFORM[:1], Fidelity(32, seed=4), "x")
+        study.evaluate(UNIFORM[:1], Fidelity(32, seed=3, split="test"), "x")
+        assert asked[2:] == [(80, 4), (32, 0), (32, 0)]
+
+
 def test_rows_are_what_the_documentation_says(tmp_path):
     with open_study(tmp_path) as study:
         (trial,) = study.evaluate([UNIFORM[0]], AT, "uniform w2g64")
@@ -63,19 +88,22 @@ def test_rows_are_what_the_documentation_says(tmp_path):
         "allocation": key,
         "fidelity": {"tokens": 64, "seed": 3, "split": "search"},
         "loss": trial.loss,
-        "perplexity": trial.perplexity,
-        "stderr": 0.0,
+        "losses": list(trial.score.losses),
+        "nlls": list(trial.score.nlls),
+        "scored": 64,
         "costs": {"bits": trial.costs[0], "bytes": trial.costs[1]},
         "origin": "uniform w2g64",
     }
     assert [set(row) & {"levels", "number", "spent"} for row in rows[2:]] == [{"number"}, {"spent"}]
     with open_study(tmp_path) as study:
         assert study.tokens == 64 + 16 + 99
+        assert study.spent == {"search": 80, "sensitivities": 99}
+        assert study.spent_until == [64, 80]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_losses_that_are_not_finite_are_infinite(tmp_path, bad):
-    with open_study(tmp_path, lambda *_: (bad, bad)) as study:
+    with open_study(tmp_path, lambda *_: Score((bad, 1.0), (bad, 1.0))) as study:
         (trial,) = study.evaluate([UNIFORM[0]], AT, "x")
         assert trial.loss == trial.perplexity == math.inf
     assert "null" in table(tmp_path).read_text()
@@ -220,11 +248,11 @@ CHILD = """
     from test_study import AT, UNIFORM, open_study, ToyLoss, SPACE
     from pathlib import Path
     loss = ToyLoss(SPACE)
-    def score(allocation, fidelity):
+    def score(allocation, fidelity, known):
         if loss.calls == 2:
             print("two are done", flush=True)
             time.sleep(60)
-        return loss(allocation, fidelity)
+        return loss(allocation, fidelity, known)
     with open_study(Path({run!r}), score) as study:
         study.evaluate(UNIFORM, AT, "x")
 """

@@ -16,12 +16,13 @@ from autocompress.core import (
     Fidelity,
     Layer,
     Problem,
+    Score,
     SearchSpace,
-    Sensitivities,
     Trial,
 )
 from autocompress.cost import size_tables
 from autocompress.levels import parse_level
+from autocompress.predictions import Estimate, Linearization, Sensitivities
 
 KEYS = ("w2g64", "w3g64", "w4g64", "w5g64", "w6g64")
 SHAPES = {
@@ -89,6 +90,27 @@ def toy_sensitivities(space: SearchSpace, seed: int = 0) -> Sensitivities:
     )
 
 
+def toy_estimate(space: SearchSpace, seed: int = 0) -> Estimate:
+    """Toy sensitivities with standard errors of a tenth."""
+    mean = toy_sensitivities(space, seed)
+    return Estimate(mean, tuple({k: 0.1 * v for k, v in row.items()} for row in mean))
+
+
+def toy_linearization(space: SearchSpace, at: Allocation, seed: int = 0) -> Linearization:
+    """Of `ToyLoss` without its noise, exactly: a quadratic form of the square roots."""
+    parts = toy_sensitivities(space, seed)
+    roots = [math.sqrt(row[level]) for row, level in zip(parts, at.levels, strict=True)]
+    slopes, overlaps = [], []
+    for i, (row, own) in enumerate(zip(parts, at.levels, strict=True)):
+        beside = sum(roots[j] for j in (i - 1, i + 1) if 0 <= j < len(roots))
+        slopes.append(
+            {k: 0.25 * math.sqrt(v) * beside + (v if k == own else 0.0) for k, v in row.items()}
+        )
+        overlaps.append({k: float(k == own) for k in row})
+    slope = Estimate(tuple(slopes), tuple(dict.fromkeys(row, 0.0) for row in slopes))
+    return Linearization(slope, tuple(overlaps))
+
+
 def random_table(space: SearchSpace, rng: np.random.Generator, name: str, high: int) -> CostTable:
     """Costs in any order of the levels: integers below `high`, or fractions where it is 1."""
 
@@ -104,16 +126,17 @@ class ToyLoss:
     def __init__(self, space: SearchSpace, seed: int = 0) -> None:
         self.calls = 0
         self._parts = toy_sensitivities(space, seed)
-        self._noise = 0.02
+        self._noise = 0.005
 
-    def __call__(self, allocation: Allocation, fidelity: Fidelity) -> tuple[float, float]:
+    def __call__(self, allocation: Allocation, fidelity: Fidelity, known: int = 0) -> Score:
         self.calls += 1
         parts = [part[level] for part, level in zip(self._parts, allocation.levels, strict=True)]
         pairs = sum(math.sqrt(a * b) for a, b in itertools.pairwise(parts))
-        digest = int(allocation.key[:8], 16) + 7919 * fidelity.seed + fidelity.tokens
-        noise = np.random.default_rng(digest).normal() * self._noise / math.sqrt(fidelity.tokens)
-        loss = (sum(parts) + 0.5 * pairs) * math.exp(noise)
-        return loss, 15 * math.exp(loss)
+        windows = np.arange(max(1, fidelity.tokens // WINDOW))
+        digest = int(allocation.key[:8], 16) + 7919 * fidelity.seed
+        noise = np.random.default_rng(digest).normal(size=len(windows)) * self._noise
+        losses = ((sum(parts) + 0.5 * pairs) * np.exp(noise))[known:].tolist()
+        return Score(tuple(losses), tuple(loss + 2.7 for loss in losses))
 
 
 class Memory:
@@ -128,10 +151,10 @@ class Memory:
     ) -> list[Trial]:
         found = []
         for allocation in allocations:
-            loss, perplexity = self._loss(allocation, fidelity)
+            score = self._loss(allocation, fidelity)
             costs = tuple(table.total(allocation) for table in self._costs)
             number = len(self.trials) + len(found)
-            found.append(Trial(number, allocation, fidelity, loss, costs, perplexity, origin))
+            found.append(Trial(number, allocation, fidelity, score, costs, origin))
         self.trials += found
         return found
 
@@ -150,7 +173,8 @@ def toy_problem(
         costs=tables,
         budgets=tuple(budgets),
         evaluate=evaluate or Memory(space, tables),  # type: ignore[arg-type]
-        sensitivities=lambda _: toy_sensitivities(space),
+        sensitivities=lambda _: toy_estimate(space),
+        linearize=lambda at, _: toy_linearization(space, at),
         window=WINDOW,
         tokens=tokens,
     )

@@ -178,7 +178,8 @@ def cost_table(facts: Facts) -> Table:
         tokens.pop("total", None),
         sum((facts.get("seconds") or {}).values()),
     )
-    for key in dict.fromkeys(("teacher", "sensitivities", "search", "verify", *tokens, *seconds)):
+    known = ("teacher", "sensitivities", "linearization", "search", "verify")
+    for key in dict.fromkeys((*known, *tokens, *seconds)):
         pairs.append((key.capitalize(), tokens.get(key), seconds.get(key)))
     pairs.append(("Total", total_tokens, total_seconds or None))
     rows = tuple(

@@ -84,7 +84,7 @@ def _progress(facts: Facts) -> Table:
     rows = []
     for (_, tokens, seed), trials in searched(facts).items():
         best = min(trials, key=lambda trial: trial["loss"])
-        spent = best["tokens_before"] + best.get("tokens", 0)
+        spent = best["spent"]
         name = f"{tokens:,} tokens" + (f", seed {seed}" if seed else "")
         rows.append((name, f"{len(trials):,}", f"{best['loss']:.4f}", f"{spent:,}"))
     return Table(

@@ -183,7 +183,7 @@ def progress_plot(facts: Facts, width: int, height: int) -> str:
         return ""
     flat = [trial for trials in found.values() for trial in trials]
     y, log = _loss_axis([trial["loss"] for trial in flat])
-    spent = max(trial["tokens_before"] + trial.get("tokens", 0) for trial in flat)
+    spent = max(trial["spent"] for trial in flat)
     axes = Axes(width, height, (0, spent * 1.02 or 1), y, log)
     axes.frame("tokens spent", "KL, nats per token")
     style = shades(found)
@@ -191,7 +191,7 @@ def progress_plot(facts: Facts, width: int, height: int) -> str:
         axes.dots([_spent_at(trial) for trial in trials], style[tokens])
     for (_, tokens, _), trials in found.items():
         best, line = math.inf, []
-        for trial in sorted(trials, key=lambda trial: trial["tokens_before"]):
+        for trial in sorted(trials, key=lambda trial: trial["spent"]):
             best = min(best, trial["loss"])
             line.append((_spent_at(trial)[0], best))
         axes.stairs(line, style[tokens])
@@ -199,7 +199,7 @@ def progress_plot(facts: Facts, width: int, height: int) -> str:
 
 
 def _spent_at(trial: Facts) -> Point:
-    return trial["tokens_before"] + trial.get("tokens", 0), trial["loss"]
+    return trial["spent"], trial["loss"]
 
 
 def front_plots(facts: Facts, width: int, height: int) -> dict[tuple[str, int], str]:
