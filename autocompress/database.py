@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from autocompress.levels import Level
 from autocompress.operators import Solution, Solver
 from autocompress.packed import Packed
 
-FORMAT = 1
+FORMAT = 2
+ROWS = "error"  # in place of a tensor's name: mean squared error of every output
 CACHE_BYTES = 2_000_000_000  # all 9 levels of the default model in bf16 are 1.9 GB
 
 
@@ -60,17 +61,29 @@ class LevelDatabase:
         Raises:
             DatabaseError: the entry is missing or its file is damaged.
         """
+        tensors = self._read(module, level, lambda part: part != ROWS)
+        return Packed(level, self.shapes[module], tensors)
+
+    def row_errors(self, module: str, level: Level) -> Tensor:  # (out,), float32
+        """Mean squared error of every output of a module at a level on calibration inputs.
+
+        Raises:
+            DatabaseError: the entry is missing or its file is damaged.
+        """
+        return self._read(module, level, lambda part: part == ROWS)[ROWS]
+
+    def _read(self, module: str, level: Level, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+        """The tensors of an entry whose names are wanted."""
         if (module, level) not in self:
             raise DatabaseError(f"the database must hold {module} at {level}. Got none. Build it.")
         name = self.entries[module][str(level)]["file"]
         prefix = f"{module}|{level}|"
         try:
             with safe_open(self.path / name, "pt") as file:
-                keys = [key for key in file.keys() if key.startswith(prefix)]
-                tensors = {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
+                parts = [k.removeprefix(prefix) for k in file.keys() if k.startswith(prefix)]
+                return {part: file.get_tensor(prefix + part) for part in filter(wanted, parts)}
         except (OSError, SafetensorError) as error:
             raise self._damaged(name, str(error)) from error
-        return Packed(level, self.shapes[module], tensors)
 
     def weight(self, module: str, level: Level, dtype: torch.dtype) -> Tensor:  # (out, in)
         """The dense weight of an entry, from memory while the cache's limit allows."""
@@ -118,7 +131,7 @@ class LevelDatabase:
         tensors = {
             f"{module}|{level}|{part}": tensor.contiguous()
             for (module, level), solution in solutions.items()
-            for part, tensor in solution.packed.tensors.items()
+            for part, tensor in {**solution.packed.tensors, ROWS: solution.rows}.items()
         }
         write_atomically(self.path / name, lambda draft: save_file(tensors, draft))
         self.files[name] = sha256(self.path / name)

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from autocompress.config import StudyConfig
-from autocompress.core import Allocation, Fidelity, Problem, Sensitivities, Trial
+from autocompress.core import Allocation, Fidelity, Problem, Trial
 from autocompress.cost import check_budgets, parse_budget
 from autocompress.database import LevelDatabase
 from autocompress.errors import BudgetError
+from autocompress.estimates import linearize, sensitivities
 from autocompress.evaluator import Evaluator
 from autocompress.exporters.native import save_native
 from autocompress.latency_search import (
@@ -37,7 +38,6 @@ from autocompress.output import check_output, claim_output, write_manifest
 from autocompress.progress import Progress, Silent
 from autocompress.report import write_report
 from autocompress.result import Result, candidate_facts, dense_facts
-from autocompress.sensitivity import stored_sensitivities
 from autocompress.session import Session, complete_database, open_session
 from autocompress.strategies import configured
 from autocompress.strategies.ilp import solve
@@ -115,27 +115,12 @@ def run_search(config: StudyConfig, progress: Progress | None = None) -> Result:
             costs=costs,
             budgets=budgets,
             evaluate=study.evaluate,
-            sensitivities=lambda tokens: _sensitivities(session, evaluator, study, tokens),
+            sensitivities=lambda tokens: sensitivities(session, evaluator, study, tokens),
+            linearize=lambda at, tokens: linearize(session, evaluator, study, at, tokens),
             window=config.window,
             tokens=int(session.windows.search.size),
         )
         return _conclude(session, problem, study, evaluator, limit)
-
-
-def _sensitivities(
-    session: Session, evaluator: Evaluator, study: Study, tokens: int
-) -> Sensitivities:
-    seed = session.config.seed
-    path = session.config.run_folder / f"sensitivities-{tokens}-{seed}.json"
-    with session.clock("sensitivities"), session.progress.task("sensitivities") as advance:
-        return stored_sensitivities(
-            path,
-            evaluator.stitched,
-            session.windows.subset(Fidelity(tokens, seed)),
-            seed,
-            advance,
-            lambda spent: study.spend(spent, "sensitivities"),
-        )
 
 
 def _conclude(
@@ -209,7 +194,7 @@ def _search(session: Session, problem: Problem, study: Study, mirror: Mirror) ->
         )
         for trial in study.at(found.fidelity):  # all of the last stage; known ones are skipped
             mirror.report(trial, "candidate")
-    predicted = problem.sensitivities(session.config.sensitivity_tokens)
+    predicted = problem.sensitivities(session.config.sensitivity_tokens).mean
     additive = solve(problem.space, problem.costs, problem.budgets, predicted)
     uniform = nearest_uniform(problem)
     roles = {"uniform": (uniform, uniform_origin(problem, uniform)), "ilp": (additive, "ilp")}

@@ -16,7 +16,7 @@ from autocompress.stitch import StitchedModel
 
 MEMORY = 1 << 30  # bytes of hidden states kept
 
-Part = tuple[Level, ...]  # levels of the layers in one block, or of those before all blocks
+Part = tuple[Level | None, ...]  # levels of the layers in one block, or of those before all blocks
 
 
 class PrefixModel:

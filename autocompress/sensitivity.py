@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autocompress.core import SearchSpace
 from autocompress.database import LevelDatabase
-from autocompress.errors import StudyError
-from autocompress.files import write_json
-from autocompress.levels import Dense, Level, parse_level
+from autocompress.gradients import Advance, gradient_passes, output_change
+from autocompress.levels import Dense, Level
 from autocompress.models import weight_of
-from autocompress.stitch import StitchedModel, tied_modules
-from autocompress.tracing import embedding_scale
+from autocompress.predictions import Estimate
+from autocompress.stitch import tied_modules
 
-BATCH = 2  # windows per pass: activations of all blocks are kept for the backward pass
+METHODS = ("scaled", "kronecker", "exact")
+
+Series = npt.NDArray[np.float64]  # (windows, levels)
 
 
 def fisher_sensitivities(
@@ -30,8 +29,9 @@ def fisher_sensitivities(
     database: LevelDatabase,
     windows: np.ndarray,  # (n, window) int64
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[dict[Level, float], ...]:  # per layer, level -> nats/token
+    method: str = "scaled",
+    progress: Advance = lambda done, total: None,
+) -> Estimate:
     """Second-order estimate of KL(dense || one layer at one level, the others dense).
 
     Half the token mean of (gT dW x)^2: x is the layer's input, dW its change, g the gradient of the
@@ -44,65 +44,118 @@ def fisher_sensitivities(
         database: holds every level but dense.
         windows: tokens to average over.
         seed: of the sampled labels.
+        method: 'exact' multiplies every token by every dW. 'kronecker' takes g and x for
+            independent and the rows of g for uncorrelated: the mean g^2 of every output times its
+            squared error, which the database knows. 'scaled' is that, times the factor that makes
+            it exact at one level of the layer. Tied weights and embeddings are always exact.
         progress: called with (windows done, windows in all).
+
+    Returns:
+        nats/token, with standard errors over windows.
 
     References:
         Kunstner et al., Limitations of the empirical Fisher approximation, arXiv:1905.12558, eq. 3.
+        Martens, Grosse, Optimizing Neural Networks with Kronecker-factored Approximate Curvature,
+        arXiv:1503.05671, section 3.
     """
-    names = {name: i for i, layer in enumerate(space.layers) for name in layer.modules}
-    sums = [dict.fromkeys(levels, 0.0) for levels in space.levels]
+    tied = tied_modules(model)
+    curves = {
+        name: _Curve(
+            model, database, name, levels, "exact" if name in tied else method, len(windows)
+        )
+        for layer, levels in zip(space.layers, space.levels, strict=True)
+        for name in layer.modules
+    }
     generator = torch.Generator().manual_seed(seed)
 
-    def collect(name: str, inputs: Tensor, gradient: Tensor) -> None:
-        for level in space.levels[names[name]]:
-            if not isinstance(level, Dense):
-                delta = _change(model, database, name, level, lookup=not inputs.is_floating_point())
-                sums[names[name]][level] += _square(inputs, delta, gradient)
+    def slope(window: int, logits: Tensor) -> Tensor:
+        """Of the negative log-likelihood of labels sampled from the model."""
+        chance = logits.float().softmax(1)
+        labels = _sample(chance, generator)
+        chance[torch.arange(len(labels)), labels] -= 1
+        return chance
 
-    tied = tied_modules(model)  # a head reads its embedding's weight: its change counts too
-    handles = [
-        _watch(model, user, partial(collect, name))
-        for name in names
-        for user in (name, *tied.get(name, ()))
-    ]
-    try:
-        for start in range(0, len(windows), BATCH):
-            tokens = torch.from_numpy(windows[start : start + BATCH])
-            _backward(model, tokens, generator)
-            progress(min(start + BATCH, len(windows)), len(windows))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return tuple({lv: s / (2 * windows.size) for lv, s in row.items()} for row in sums)
+    def collect(window: int, name: str, inputs: Tensor, gradient: Tensor) -> None:
+        curves[name].add(window, inputs, gradient)
+
+    gradient_passes(model, curves, torch.from_numpy(windows), slope, collect, progress)
+    scale = 1 / (2 * windows.shape[1])
+    layers = [sum(curves[name].series() for name in layer.modules) for layer in space.layers]
+    return estimate_of(space.levels, [np.asarray(layer) * scale for layer in layers])
 
 
-def _watch(
-    model: Any, name: str, collect: Callable[[Tensor, Tensor], None]
-) -> torch.utils.hooks.RemovableHandle:
-    """Call `collect(input, gradient of the output)` whenever the module is passed backwards."""
+class _Curve:
+    """Sums over tokens of (gT dW x)^2 of one module at its levels, window by window."""
 
-    def forward(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        inputs = args[0].detach()
-        output.register_hook(lambda gradient: collect(inputs, gradient))
+    def __init__(
+        self,
+        model: Any,
+        database: LevelDatabase,
+        name: str,
+        levels: Sequence[Level],
+        method: str,
+        windows: int,
+    ) -> None:
+        self._model, self._database, self._name, self._levels = model, database, name, levels
+        changing = [i for i, level in enumerate(levels) if not isinstance(level, Dense)]
+        if model.get_submodule(name) is model.get_input_embeddings():
+            method = "exact"
+        self._exact = {"exact": changing, "kronecker": []}.get(
+            method, changing[len(changing) // 2 :][:1]
+        )
+        self._method = method
+        self._sums, self._products = np.zeros((2, windows, len(levels)))
+        if method != "exact":
+            rows = [database.row_errors(name, levels[i]) for i in changing]
+            self._rows = dict(zip(changing, rows, strict=True))
 
-    return model.get_submodule(name).register_forward_hook(forward)
+    @torch.no_grad()
+    def add(self, window: int, inputs: Tensor, gradient: Tensor) -> None:
+        """Take one window in: (tokens, in) or token numbers (tokens,), and (tokens, out)."""
+        gradient = gradient.float()
+        for i in self._exact:
+            delta = weight_change(self._model, self._database, self._name, self._levels[i])
+            moved = output_change(self._model.get_submodule(self._name), delta, inputs)
+            self._sums[window, i] += float((moved.float() * gradient).sum(1).square().sum())
+        if self._method != "exact":
+            energy = gradient.square().sum(0)
+            for i, rows in self._rows.items():
+                self._products[window, i] = float(energy @ rows)
+
+    def series(self) -> Series:
+        """The estimate of every window and level."""
+        if self._method == "exact":
+            return self._sums
+        if self._method == "kronecker" or not self._exact:
+            return self._products
+        (at,) = self._exact
+        shape = self._products.sum(0)
+        return np.outer(self._sums[:, at], shape / shape[at] if shape[at] > 0 else 0 * shape)
 
 
-def _backward(model: Any, tokens: Tensor, generator: torch.Generator) -> None:
-    """Gradients of the summed negative log-likelihood of labels sampled from the model."""
-    embedded = model.get_input_embeddings().register_forward_hook(
-        lambda module, args, output: output.requires_grad_(), prepend=True
-    )
-    try:
-        with torch.enable_grad():
-            logits = model(input_ids=tokens, use_cache=False).logits.flatten(0, 1)
-            with torch.no_grad():
-                chance = logits.float().softmax(1)
-                labels = _sample(chance, generator)
-                chance[torch.arange(len(labels)), labels] -= 1  # d nll / d logits
-            logits.backward(chance.to(logits.dtype))
-    finally:
-        embedded.remove()
+def weight_change(
+    model: Any, database: LevelDatabase, name: str, level: Level
+) -> Tensor:  # (out, in)
+    """What a level adds to a module's dense weight."""
+    dense = weight_of(model.get_submodule(name))
+    return database.weight(name, level, dense.dtype) - dense
+
+
+def estimate_of(levels: Sequence[Sequence[Level]], layers: Sequence[Series]) -> Estimate:
+    """Means and their standard errors; one window says nothing of its error, which is the mean."""
+
+    def rows(values: Callable[[Series], Any]) -> tuple[dict[Level, float], ...]:
+        return tuple(
+            dict(zip(row, map(float, values(series)), strict=True))
+            for row, series in zip(levels, layers, strict=True)
+        )
+
+    def error(series: Series) -> Any:
+        if len(series) < 2:
+            return series.mean(0)
+        return series.std(0, ddof=1) / np.sqrt(len(series))
+
+    return Estimate(rows(lambda series: series.mean(0)), rows(error))
 
 
 def _sample(
@@ -113,59 +166,3 @@ def _sample(
     steps = chance.cumsum(1)
     level = torch.rand(len(chance), 1, generator=generator) * steps[:, -1:]
     return torch.searchsorted(steps, level).squeeze(1).clamp_max(chance.shape[1] - 1)
-
-
-def _change(
-    model: Any, database: LevelDatabase, name: str, level: Level, lookup: bool
-) -> Tensor:  # (out, in)
-    """What the level adds to the weight as the module applies it."""
-    module = model.get_submodule(name)
-    dense = weight_of(module)
-    change = database.weight(name, level, dense.dtype) - dense
-    return change * (embedding_scale(module) or 1.0) if lookup else change
-
-
-@torch.no_grad()
-def _square(
-    inputs: Tensor,  # (..., in), or token numbers (...) of an embedding
-    delta: Tensor,  # (out, in); an embedding's (vocab, hidden)
-    gradient: Tensor,  # (..., out)
-) -> float:
-    """Sum over tokens of (gT dW x)^2."""
-    if not inputs.is_floating_point():
-        change = delta[inputs.flatten()]
-    else:
-        change = inputs.flatten(0, -2) @ delta.T
-    gradient = gradient.reshape(-1, gradient.shape[-1])
-    return float((change.float() * gradient.float()).sum(1).square().sum())
-
-
-def stored_sensitivities(
-    path: Path,
-    stitched: StitchedModel,
-    windows: np.ndarray,
-    seed: int,
-    progress: Callable[[int, int], None],
-    spend: Callable[[int], None],
-) -> tuple[dict[Level, float], ...]:
-    """The sensitivities kept at `path`, computed and written there the first time.
-
-    Args:
-        stitched: made dense first.
-        spend: told how many tokens were used, when any were.
-
-    Raises:
-        StudyError: the file is damaged.
-    """
-    if path.exists():
-        try:
-            rows = json.loads(path.read_text())
-            return tuple({parse_level(k): float(v) for k, v in row.items()} for row in rows)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise StudyError(f"'{path}' must be whole. Got: {error}. Delete it.") from error
-    found = fisher_sensitivities(
-        stitched.restore(), stitched.space, stitched.database, windows, seed, progress
-    )
-    write_json(path, [{str(level): value for level, value in row.items()} for row in found])
-    spend(int(windows.size))
-    return found

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from autocompress.core import Allocation, SearchSpace
 from autocompress.database import LevelDatabase
 from autocompress.levels import Dense, Level
-from autocompress.models import set_weight
+from autocompress.models import is_transposed, set_weight, weight_of
 
 
 class StitchedModel:
@@ -27,7 +30,7 @@ class StitchedModel:
             for name in layer.modules
         }
         self.tied = tied_modules(model)
-        self.current: dict[str, Level] = dict.fromkeys(self.dense, Dense())
+        self.current: dict[str, Level | None] = dict.fromkeys(self.dense, Dense())  # None: between
 
     def stitch(self, allocation: Allocation) -> Any:
         """The model with the allocation's weights."""
@@ -42,6 +45,26 @@ class StitchedModel:
             self._set(name, Dense())
         return self.model
 
+    def change(self, name: str, level: Level) -> Tensor:  # (out, in), float32
+        """What a level adds to a module's dense weight."""
+        dense = self.dense[name]
+        module = self.model.get_submodule(name)
+        weight = (dense.T if is_transposed(module) else dense).float()
+        if isinstance(level, Dense):
+            return torch.zeros_like(weight)
+        return self.database.weight(name, level, dense.dtype) - weight
+
+    def blend(self, allocation: Allocation, share: float) -> Any:
+        """The model on its way: dense weights plus `share` of what the allocation changes."""
+        self.restore()
+        for layer, level in zip(self.space.layers, allocation.levels, strict=True):
+            for name in layer.modules if not isinstance(level, Dense) else ():
+                module = self.model.get_submodule(name)
+                set_weight(module, weight_of(module) + share * self.change(name, level))
+                self._tie(name)
+                self.current[name] = None
+        return self.model
+
     def _set(self, name: str, level: Level) -> None:
         if self.current[name] == level:
             return
@@ -50,9 +73,13 @@ class StitchedModel:
             module.weight = self.dense[name]
         else:
             set_weight(module, self.database.weight(name, level, self.dense[name].dtype))
-        for other in self.tied.get(name, ()):
-            self.model.get_submodule(other).weight = module.weight
+        self._tie(name)
         self.current[name] = level
+
+    def _tie(self, name: str) -> None:
+        """Give a module's weight to those that share it."""
+        for other in self.tied.get(name, ()):
+            self.model.get_submodule(other).weight = self.model.get_submodule(name).weight
 
 
 def tied_modules(model: Any) -> dict[str, tuple[str, ...]]:

@@ -426,7 +426,15 @@ def test_a_study_of_other_text(tiny_folder: Path, tmp_path: Path, out: Path) -> 
     [
         ("evaluations.jsonl", '{"number": 7}\n'),
         ("study.json", "{"),
-        ("sensitivities-128-0.json", "[3]"),
+        *(
+            ("sensitivities-128-0.json", text)
+            for text in (
+                "",
+                "[3]",
+                '{"facts": "x", "mean": [{"w9": 1}]}',
+                '{"mean": [], "stderr": []}',
+            )
+        ),
         ("teacher-search.safetensors", "half"),
         ("optuna.journal", "{}\n"),
     ],
@@ -438,6 +446,14 @@ def test_a_damaged_run_folder(
     assert (run / name).exists()
     (run / name).write_text(damage)
     assert_refused(search(tiny_folder, out, "--budget", BUDGET, "--run", run), str(run))
+
+
+def test_sensitivities_of_another_model(tiny_folder: Path, tmp_path: Path, out: Path) -> None:
+    run = copied_run(tiny_folder, tmp_path / "run")
+    path = run / "sensitivities-128-0.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "facts": "0" * 32}))
+    ran = search(tiny_folder, out, "--budget", BUDGET, "--run", run)
+    assert_refused(ran, str(path), "must belong to this model", "Delete it")
 
 
 def test_two_runs_on_one_study(tiny_folder: Path, tmp_path: Path, out: Path) -> None:

@@ -18,6 +18,7 @@ PACKAGE = ROOT / "autocompress"
 TIERS = (
     ("errors",),
     ("levels", "files", "jsonl", "tables"),
+    ("predictions",),
     ("core",),
     (
         *(
@@ -34,14 +35,23 @@ TIERS = (
         *("config", "study", "mirror", "targets", "latency_store", "latency"),
     ),
     ("models", "experts", "tracing", "operators", "machine", "backends"),
-    ("database", "build", "stitch", "quality", "sensitivity", "prefix"),
+    (
+        "database",
+        "build",
+        "stitch",
+        "quality",
+        "gradients",
+        "sensitivity",
+        "prefix",
+        "linearization",
+    ),
     ("strategies",),
     ("runtime", "integration", "sampling", "text", "lean", "generation", "runtime_facts"),
     ("progress",),
     ("profiler", "latency_cases", "latency_timing", "latency_model"),
     ("exporters", "report"),
     ("output", "result", "evaluator", "session", "scoring", "manifest", "benchmark"),
-    ("latency_local", "latency_setup"),
+    ("estimates", "latency_local", "latency_setup"),
     ("latency_search",),
     ("pipeline",),
     ("show", "run_commands", "profile_command"),
@@ -54,7 +64,7 @@ SEES_TORCH = {
     *("latency_cases", "latency_model", "latency_local", "latency_setup", "latency_search"),
     *("latency_timing", "profile_command"),
     *("manifest", "sampling", "text", "generation", "benchmark", "run_commands"),
-    *("runtime_facts", "lean", "backends", "prefix"),
+    *("runtime_facts", "lean", "backends", "prefix", "gradients", "linearization", "estimates"),
 }
 TORCH_FREE = {place for places in TIERS for place in places} - SEES_TORCH
 FILE_LINES = 300

@@ -5,9 +5,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import Memory, random_table, spaces, toy_problem, toy_space
+from toys import (
+    Memory,
+    ToyLoss,
+    random_table,
+    spaces,
+    toy_linearization,
+    toy_problem,
+    toy_sensitivities,
+    toy_space,
+)
 
-from autocompress.core import Budget, CostTable, Fidelity
+from autocompress.core import Budget, CostTable, Fidelity, Score
 from autocompress.cost import parse_budget, size_tables
 from autocompress.errors import BudgetError, ConfigError
 from autocompress.knapsack import cheapest
@@ -17,6 +26,7 @@ from autocompress.strategies.auto import Auto
 from autocompress.strategies.evolution import Evolution
 from autocompress.strategies.ilp import ILP
 from autocompress.strategies.mutation import LevelSwitch
+from autocompress.strategies.refinement import Refinement, around_incumbent
 from autocompress.strategies.uniform import Uniform, nearest_uniform, uniforms_that_fit
 
 SPACE = toy_space()
@@ -42,7 +52,9 @@ def test_names_find_classes():
 
 
 def test_an_unknown_name_lists_the_known_and_the_nearest():
-    with pytest.raises(ConfigError, match=r"auto, evolution, ilp, uniform\. .*mean 'evolution'"):
+    with pytest.raises(
+        ConfigError, match=r"auto, evolution, ilp, refinement, uniform\. .*mean 'evolution'"
+    ):
         find_strategy("evolutoin")
 
 
@@ -158,6 +170,55 @@ def test_a_raise_uses_slack_and_otherwise_pays_by_lowering():
         assert max(moved) > 0 > min(moved)
 
 
+# Refinement
+
+
+def quiet_loss(allocation):
+    """`ToyLoss` without its noise."""
+    loss = ToyLoss(SPACE)
+    loss._noise = 0.0
+    return loss(allocation, Fidelity(16)).loss
+
+
+@pytest.mark.parametrize("uniform", [0, 2])
+def test_prices_around_an_incumbent_are_what_single_changes_cost(uniform):
+    incumbent = SPACE.uniform(SPACE.levels[0][uniform]).swap(3, parse_level("w4g64"))
+    around = toy_linearization(SPACE, incumbent)
+    prices = around_incumbent(toy_sensitivities(SPACE), incumbent, around)
+    before = quiet_loss(incumbent)
+    for index, row in enumerate(prices):
+        for level, price in row.items():
+            change = price - row[incumbent.levels[index]]
+            expected = quiet_loss(incumbent.swap(index, level)) - before
+            assert change == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_refinement_improves_on_the_ilp_where_losses_do_not_add_up():
+    better = 0
+    for limit in ("2.6", "3.0", "3.5", "4.0"):
+        problem = toy_problem(SPACE, [bits(limit)])
+        incumbents = run(Refinement(rounds=4, tokens=256), problem)
+        first, last = incumbents[0], incumbents[-1]
+        better += quiet_loss(last.allocation) < quiet_loss(first.allocation)
+        assert quiet_loss(last.allocation) <= quiet_loss(first.allocation) * 1.001
+    assert better >= 2
+
+
+def test_refinement_ends_when_no_answer_is_better():
+    asked = []
+
+    def around(at, tokens):
+        asked.append(at)
+        return toy_linearization(SPACE, at)
+
+    problem = replace(toy_problem(SPACE, [bits(3.0)]), linearize=around)
+    incumbents = run(Refinement(rounds=50, tokens=256), problem)
+    assert len(asked) < 50
+    assert asked[-1] == incumbents[-1].allocation, "the last round found nothing"
+    losses = [trial.loss for trial in incumbents[1:]]
+    assert losses == sorted(losses, reverse=True)
+
+
 # Evolution
 
 
@@ -199,11 +260,14 @@ def test_evolution_stops_before_it_exceeds_its_tokens():
     assert 2000 - 320 < spent <= 2000
 
 
+LOST = Score((math.inf,), (math.inf,))
+
+
 def test_patience_counts_generations_that_keep_the_parent():
     memory = Memory(SPACE, COSTS)
 
     def flat(allocations, fidelity, origin):
-        return [replace(t, loss=math.inf) for t in memory(allocations, fidelity, origin)]
+        return [replace(t, score=LOST) for t in memory(allocations, fidelity, origin)]
 
     incumbents = run(
         replace(SHORT, generations=None, patience=3),
@@ -225,7 +289,10 @@ def test_the_whole_split_is_one_fidelity():
 
 def test_no_generations_is_the_start_and_few_offspring_skip_a_stage():
     problem = toy_problem(SPACE, [bits(3.5)])
-    assert [trial.origin for trial in run(Auto(generations=0), problem)] == ["ilp"]
+    origins = [trial.origin for trial in run(Auto(generations=0), problem)]
+    assert origins[0] == "ilp"
+    assert set(origins[1:]) <= {"refinement"}
+    assert [t.origin for t in run(Auto(generations=0, rounds=0), problem)] == ["ilp"]
     assert len(run(Evolution(generations=2, offspring=1), problem)) == 3
 
 

@@ -175,6 +175,20 @@ def load(
             f"'{folder}' must be a whole result of autocompress. "
             f"Got: {type(error).__name__}: {error}"
         ) from error
+    _check_tensors(folder, info)
+    configure(model, activations, backend)
+    measured_elsewhere = runtime_warning(_manifest(folder), model)
+    if measured_elsewhere is not None:
+        warnings.warn(measured_elsewhere, stacklevel=2)
+    return model.eval(), tokenizer
+
+
+def _check_tensors(folder: Path, info: dict[str, Any]) -> None:
+    """Refuse what transformers would have let pass or replaced.
+
+    Raises:
+        ModelError: a tensor is missing, unknown or of another shape.
+    """
     wrong = [*info["missing_keys"], *info["unexpected_keys"]]
     for name, got, want in info["mismatched_keys"]:
         wrong.append(f"{name}, {list(got)} where {list(want)} belong")
@@ -183,11 +197,6 @@ def load(
             f"'{folder}' must hold exactly the tensors of its configuration. Got {len(wrong)} that "
             f"are missing, unknown or of another shape, such as {wrong[0]}. Write the result again."
         )
-    configure(model, activations, backend)
-    measured_elsewhere = runtime_warning(_manifest(folder), model)
-    if measured_elsewhere is not None:
-        warnings.warn(measured_elsewhere, stacklevel=2)
-    return model.eval(), tokenizer
 
 
 @contextmanager

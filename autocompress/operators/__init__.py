@@ -50,10 +50,12 @@ class Solution:
     Args:
         packed: the stored form.
         error: tr(dW H dWT) / tr(W H WT), relative squared error of the layer's output.
+        rows: (out,) float32, diagonal of dW H dWT: mean squared error of every output.
     """
 
     packed: Packed
     error: float
+    rows: Tensor
 
 
 Operator = Callable[[Sequence[Tensor], Statistics, Sequence[Level], Solver], list[list[Solution]]]

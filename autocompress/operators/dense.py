@@ -17,10 +17,10 @@ def keep(
     weights: Sequence[Tensor], statistics: Statistics, levels: Sequence[Level], solver: Solver
 ) -> list[list[Solution]]:
     """bf16 copies; the error is bf16's own rounding and is called zero."""
-    return [
-        [
-            Solution(Packed(level, (w.shape[0], w.shape[1]), {"weight": w.to(torch.bfloat16)}), 0.0)
-            for level in levels
-        ]
-        for w in weights
-    ]
+    return [[_kept(weight, level) for level in levels] for weight in weights]
+
+
+def _kept(weight: Tensor, level: Level) -> Solution:
+    shape = (weight.shape[0], weight.shape[1])
+    packed = Packed(level, shape, {"weight": weight.to(torch.bfloat16)})
+    return Solution(packed, 0.0, torch.zeros(shape[0]))

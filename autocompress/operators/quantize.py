@@ -80,6 +80,7 @@ def _split(
                 Solution(
                     pack_quantized(level, code[part], scale[part], zero[part]),
                     float(error[part].sum() / energy[part].sum().clamp_min(TINY)),
+                    error[part].clone(),
                 )
                 for level, (scale, zero), code, error in zip(
                     levels, grids, codes, errors, strict=True

@@ -18,6 +18,7 @@ STRATEGIES = {
     "auto": ("autocompress.strategies.auto", "Auto"),
     "evolution": ("autocompress.strategies.evolution", "Evolution"),
     "ilp": ("autocompress.strategies.ilp", "ILP"),
+    "refinement": ("autocompress.strategies.refinement", "Refinement"),
     "uniform": ("autocompress.strategies.uniform", "Uniform"),
 }
 

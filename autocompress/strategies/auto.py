@@ -1,4 +1,4 @@
-"""Auto: ILP for the start, evolution for the rest, and knowing when to stop."""
+"""Auto: ILP for the start, refinement, evolution for the rest, and knowing when to stop."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from autocompress.core import Problem, Trial
 from autocompress.strategies.evolution import Evolution
 from autocompress.strategies.ilp import ILP
+from autocompress.strategies.refinement import Refinement
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Auto:
-    """Evolution from the ILP's answer, until the tokens are spent or nothing improves.
+    """Evolution from the refined ILP's answer, until the tokens are spent or nothing improves.
 
     Args:
-        tokens: to score in all, the sensitivities' own not counted.
+        tokens: to score in all, those of gradients not counted.
         patience: generations in a row without an improvement, after which it ends.
         sensitivity_tokens: tokens that score every level of every layer for the ILP.
+        rounds: of refinement, at most.
         generations: at most, 0 is the ILP alone; None is no limit.
         offspring: candidates per generation.
     """
@@ -29,6 +31,7 @@ class Auto:
     tokens: int = 131_072
     patience: int = 8
     sensitivity_tokens: int = 4096
+    rounds: int = 2
     generations: int | None = None
     offspring: int = 8
 
@@ -39,8 +42,9 @@ class Auto:
         yield from self._search()(problem, rng)
 
     def _search(self) -> Evolution:
+        start = ILP(sensitivity_tokens=self.sensitivity_tokens)
         return Evolution(
-            start=ILP(sensitivity_tokens=self.sensitivity_tokens),
+            start=Refinement(start, self.rounds, self.sensitivity_tokens),
             generations=self.generations,
             offspring=self.offspring,
             tokens=self.tokens,

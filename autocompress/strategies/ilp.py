@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autocompress.core import Allocation, Budget, CostTable, Problem, SearchSpace, Trial
-from autocompress.core import Sensitivities as Sensitivities
 from autocompress.cost import choose
+from autocompress.predictions import Sensitivities
 from autocompress.strategies import check_setting
 
 if TYPE_CHECKING:
@@ -24,18 +24,22 @@ class ILP:
     Args:
         sensitivity_tokens: tokens that score every level of every layer; whole windows.
         tokens: to evaluate the answer on; whole windows, at most the search split.
+        caution: standard errors by which a level counts as worse than estimated, at least 0.
     """
 
     sensitivity_tokens: int = 4096
     tokens: int = 8192
+    caution: float = 0.0
 
     def __post_init__(self) -> None:
         check_setting("sensitivity_tokens", self.sensitivity_tokens, 1)
         check_setting("tokens", self.tokens, 1)
+        check_setting("caution", self.caution, 0)
 
     def __call__(self, problem: Problem, rng: np.random.Generator) -> Iterator[Trial]:
         predicted = problem.sensitivities(problem.fidelity(self.sensitivity_tokens).tokens)
-        allocation = solve(problem.space, problem.costs, problem.budgets, predicted)
+        prices = predicted.bound(self.caution)
+        allocation = solve(problem.space, problem.costs, problem.budgets, prices)
         yield from problem.evaluate([allocation], problem.fidelity(self.tokens), "ilp")
 
 
