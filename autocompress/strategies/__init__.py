@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 STRATEGIES = {
     "auto": ("autocompress.strategies.auto", "Auto"),
     "evolution": ("autocompress.strategies.evolution", "Evolution"),
+    "evopress": ("autocompress.strategies.evolution", "EvoPress"),
     "ilp": ("autocompress.strategies.ilp", "ILP"),
+    "random": ("autocompress.strategies.random_search", "RandomSearch"),
     "refinement": ("autocompress.strategies.refinement", "Refinement"),
     "uniform": ("autocompress.strategies.uniform", "Uniform"),
 }

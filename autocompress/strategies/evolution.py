@@ -25,8 +25,8 @@ class Evolution:
     All candidates of a stage see the same windows. Those of the early stages change with the
     generation (`g` draws them with seed `g`), so that luck on some of them does not last. The last
     stage always has the same: the incumbent's loss is known there, costs nothing, and never rises.
-    (EvoPress draws them anew. Measured on SmolLM2 from an ILP start, its 2,048 new tokens per
-    generation let noise replace the incumbent, and the validation loss rose.)
+    (EvoPress draws them anew, as `anew` does. Measured on SmolLM2 from an ILP start, its 2,048 new
+    tokens per generation let noise replace the incumbent, and the validation loss rose.)
 
     Args:
         start: a strategy or its name; its last incumbent is the first parent.
@@ -37,6 +37,7 @@ class Evolution:
             takes part in the last stage only.
         tokens: to score in all, the start's evaluations included; None is no limit.
         patience: generations in a row without a better offspring; None is no limit.
+        anew: the last stage draws its windows anew, too, and scores the incumbent on them.
 
     References:
         Sieberling et al., "EvoPress: Accurate Dynamic Model Compression via Evolutionary
@@ -49,6 +50,7 @@ class Evolution:
     stages: tuple[tuple[int, int], ...] = ((2, 1024), (1, 8192))
     tokens: int | None = None
     patience: int | None = None
+    anew: bool = False
 
     def __post_init__(self) -> None:
         ends = {name: getattr(self, name) for name in ("generations", "tokens", "patience")}
@@ -99,7 +101,7 @@ class Evolution:
             if entrants > survivors:
                 scored += entrants * problem.fidelity(few).tokens
                 entrants = survivors
-        return scored + entrants * problem.fidelity(tokens).tokens
+        return scored + (entrants + self.anew) * problem.fidelity(tokens).tokens
 
     def _offspring(
         self, mutate: LevelSwitch, parent: Allocation, rng: np.random.Generator
@@ -124,8 +126,26 @@ class Evolution:
                 trials = problem.evaluate(offspring, problem.fidelity(few, seed), "evolution")
                 best = sorted(trials, key=lambda trial: trial.loss)[:survivors]
                 offspring = [trial.allocation for trial in best]
-        finalists = problem.evaluate(offspring, problem.fidelity(tokens), "evolution")
+        last = problem.fidelity(tokens, seed if self.anew else 0)
+        if parent.fidelity != last:
+            (parent,) = problem.evaluate([parent.allocation], last, parent.origin)
+        finalists = problem.evaluate(offspring, last, "evolution")
         return min([parent, *finalists], key=lambda trial: trial.loss)
+
+
+@dataclass(frozen=True)
+class EvoPress(Evolution):
+    """Evolution as the authors run it for quantization: from uniform, windows always new.
+
+    Settings of the quantization example in their repository. Stages that ask for more tokens than
+    the search split has take all of it.
+    """
+
+    start: str | Strategy = "uniform"
+    generations: int | None = 150
+    offspring: int = 128
+    stages: tuple[tuple[int, int], ...] = ((16, 2048), (4, 16384), (1, 131072))
+    anew: bool = True
 
 
 def _check_stages(stages: tuple[tuple[int, int], ...]) -> None:

@@ -26,9 +26,12 @@ BUDGETS = {
 }
 
 
+FEWER = {"evopress": {"generations": 3, "offspring": 20}}  # in place of thousands of candidates
+
+
 @pytest.fixture(params=sorted(STRATEGIES))
 def strategy(request):
-    return find_strategy(request.param)()
+    return find_strategy(request.param)(**FEWER.get(request.param, {}))
 
 
 @pytest.fixture(params=sorted(BUDGETS))
