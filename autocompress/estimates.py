@@ -30,14 +30,7 @@ def sensitivities(session: Session, evaluator: Evaluator, study: Study, tokens: 
 
     def compute() -> dict[str, Sensitivities]:
         with session.clock("sensitivities"), session.progress.task("sensitivities") as advance:
-            found = fisher_sensitivities(
-                evaluator.stitched.restore(),
-                session.space,
-                session.database,
-                windows,
-                seed,
-                progress=advance,
-            )
+            found = fisher_sensitivities(evaluator.stitched, windows, seed, progress=advance)
         study.spend(int(windows.size), "sensitivities")
         return found._asdict()
 

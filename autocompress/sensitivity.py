@@ -10,13 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from autocompress.core import SearchSpace
-from autocompress.database import LevelDatabase
 from autocompress.gradients import Advance, gradient_passes, output_change
 from autocompress.levels import Dense, Level
-from autocompress.models import weight_of
 from autocompress.predictions import Estimate
-from autocompress.stitch import tied_modules
+from autocompress.stitch import StitchedModel
 
 METHODS = ("scaled", "kronecker", "exact")
 
@@ -24,9 +21,7 @@ Series = npt.NDArray[np.float64]  # (windows, levels)
 
 
 def fisher_sensitivities(
-    model: Any,
-    space: SearchSpace,
-    database: LevelDatabase,
+    stitched: StitchedModel,
     windows: np.ndarray,  # (n, window) int64
     seed: int = 0,
     method: str = "scaled",
@@ -39,9 +34,7 @@ def fisher_sensitivities(
     mean of g gT is the Fisher information, the curvature of the KL divergence at zero).
 
     Args:
-        model: the dense model.
-        space: layers and levels.
-        database: holds every level but dense.
+        stitched: made dense first.
         windows: tokens to average over.
         seed: of the sampled labels.
         method: 'exact' multiplies every token by every dW. 'kronecker' takes g and x for
@@ -58,10 +51,10 @@ def fisher_sensitivities(
         Martens, Grosse, Optimizing Neural Networks with Kronecker-factored Approximate Curvature,
         arXiv:1503.05671, section 3.
     """
-    tied = tied_modules(model)
+    model, space = stitched.restore(), stitched.space
     curves = {
         name: _Curve(
-            model, database, name, levels, "exact" if name in tied else method, len(windows)
+            stitched, name, levels, "exact" if name in stitched.tied else method, len(windows)
         )
         for layer, levels in zip(space.layers, space.levels, strict=True)
         for name in layer.modules
@@ -89,16 +82,16 @@ class _Curve:
 
     def __init__(
         self,
-        model: Any,
-        database: LevelDatabase,
+        stitched: StitchedModel,
         name: str,
         levels: Sequence[Level],
         method: str,
         windows: int,
     ) -> None:
-        self._model, self._database, self._name, self._levels = model, database, name, levels
+        self._stitched, self._name, self._levels = stitched, name, levels
+        self._module = stitched.model.get_submodule(name)
         changing = [i for i, level in enumerate(levels) if not isinstance(level, Dense)]
-        if model.get_submodule(name) is model.get_input_embeddings():
+        if self._module is stitched.model.get_input_embeddings():
             method = "exact"
         self._exact = {"exact": changing, "kronecker": []}.get(
             method, changing[len(changing) // 2 :][:1]
@@ -106,7 +99,7 @@ class _Curve:
         self._method = method
         self._sums, self._products = np.zeros((2, windows, len(levels)))
         if method != "exact":
-            rows = [database.row_errors(name, levels[i]) for i in changing]
+            rows = [stitched.database.row_errors(name, levels[i]) for i in changing]
             self._rows = dict(zip(changing, rows, strict=True))
 
     @torch.no_grad()
@@ -114,8 +107,8 @@ class _Curve:
         """Take one window in: (tokens, in) or token numbers (tokens,), and (tokens, out)."""
         gradient = gradient.float()
         for i in self._exact:
-            delta = weight_change(self._model, self._database, self._name, self._levels[i])
-            moved = output_change(self._model.get_submodule(self._name), delta, inputs)
+            change = self._stitched.change(self._name, self._levels[i])
+            moved = output_change(self._module, change.to(self._module.weight.dtype), inputs)
             self._sums[window, i] += float((moved.float() * gradient).sum(1).square().sum())
         if self._method != "exact":
             energy = gradient.square().sum(0)
@@ -131,14 +124,6 @@ class _Curve:
         (at,) = self._exact
         shape = self._products.sum(0)
         return np.outer(self._sums[:, at], shape / shape[at] if shape[at] > 0 else 0 * shape)
-
-
-def weight_change(
-    model: Any, database: LevelDatabase, name: str, level: Level
-) -> Tensor:  # (out, in)
-    """What a level adds to a module's dense weight."""
-    dense = weight_of(model.get_submodule(name))
-    return database.weight(name, level, dense.dtype) - dense
 
 
 def estimate_of(levels: Sequence[Sequence[Level]], layers: Sequence[Series]) -> Estimate:

@@ -70,10 +70,10 @@ def slow_sensitivity(model, users, change, windows, labels):
     ["model.embed_tokens", "model.layers.0.self_attn.v_proj", "model.layers.2.mlp.down_proj"],
 )
 @pytest.mark.parametrize("level", [W2, W6], ids=str)
-def test_equals_a_slow_computation(name, level, tiny, tiny_space, tiny_database, windows, labels):
-    found = fisher_sensitivities(
-        tiny.model, tiny_space, tiny_database, windows, method="exact"
-    ).mean
+def test_equals_a_slow_computation(
+    name, level, tiny, tiny_space, tiny_database, windows, labels, stitched
+):
+    found = fisher_sensitivities(stitched, windows, method="exact").mean
     module = tiny.model.get_submodule(name)
     users = [module, tiny.model.lm_head] if name == "model.embed_tokens" else [module]
     change = tiny_database.load(name, level).dense() - module.weight
@@ -97,7 +97,7 @@ def test_the_sum_predicts_the_loss_of_a_uniform_model(
     level, method, tiny, tiny_space, tiny_windows, tiny_database, stitched
 ):
     windows = tiny_windows.search
-    found = fisher_sensitivities(tiny.model, tiny_space, tiny_database, windows, method=method).mean
+    found = fisher_sensitivities(stitched, windows, method=method).mean
     reference = teacher(tiny.model, windows)
     measured = score(stitched.stitch(tiny_space.uniform(level)), reference).loss
     assert 0.7 < sum(row[level] for row in found) / measured < 1.5
@@ -105,7 +105,7 @@ def test_the_sum_predicts_the_loss_of_a_uniform_model(
 
 def test_each_layer_predicts_its_own_loss(tiny, tiny_space, tiny_windows, tiny_database, stitched):
     windows, level = tiny_windows.search, parse_level("w4g64")
-    found = fisher_sensitivities(tiny.model, tiny_space, tiny_database, windows).mean
+    found = fisher_sensitivities(stitched, windows).mean
     reference = teacher(tiny.model, windows)
     dense = tiny_space.uniform(Dense())
     ratios = {}
@@ -131,20 +131,15 @@ def test_an_embedding_that_scales_its_rows(build_levels, tmp_path):
     space = SearchSpace("embedding", layers, ((parse_level("w4g64"),),))
     windows = np.random.default_rng(0).integers(0, 512, (8, 64))
     database = build_levels(LoadedModel(model, None, "g", "g"), space, windows, tmp_path / "g")
-    [[found]] = [row.values() for row in fisher_sensitivities(model, space, database, windows).mean]
-    reference = teacher(model, windows)
     stitched = StitchedModel(model, space, database)
+    [[found]] = [row.values() for row in fisher_sensitivities(stitched, windows).mean]
+    reference = teacher(model, windows)
     measured = score(stitched.stitch(space.uniform(parse_level("w4g64"))), reference).loss
     assert 0.5 < found / measured < 2
 
 
-def test_one_seed_gives_one_result_and_another_seed_another(
-    tiny, tiny_space, tiny_database, windows
-):
-    one, again, other = (
-        fisher_sensitivities(tiny.model, tiny_space, tiny_database, windows, seed)
-        for seed in (3, 3, 4)
-    )
+def test_one_seed_gives_one_result_and_another_seed_another(tiny_space, windows, stitched):
+    one, again, other = (fisher_sensitivities(stitched, windows, seed) for seed in (3, 3, 4))
     assert one == again
     assert one != other
     for rows in one:
@@ -152,11 +147,9 @@ def test_one_seed_gives_one_result_and_another_seed_another(
         assert all(row[Dense()] == 0 for row in rows)
 
 
-def test_scaled_is_exact_at_one_level_and_kronecker_at_the_others(
-    tiny, tiny_space, tiny_database, windows
-):
+def test_scaled_is_exact_at_one_level_and_kronecker_at_the_others(tiny_space, windows, stitched):
     exact, scaled, kronecker = (
-        fisher_sensitivities(tiny.model, tiny_space, tiny_database, windows, method=method).mean
+        fisher_sensitivities(stitched, windows, method=method).mean
         for method in ("exact", "scaled", "kronecker")
     )
     for layer, levels, *rows in zip(
@@ -173,10 +166,10 @@ def test_scaled_is_exact_at_one_level_and_kronecker_at_the_others(
         assert 0.4 < ratio < 2.5
 
 
-def test_standard_errors_are_those_of_the_windows(tiny, tiny_space, tiny_database, windows):
-    whole = fisher_sensitivities(tiny.model, tiny_space, tiny_database, windows, method="exact")
+def test_standard_errors_are_those_of_the_windows(windows, stitched):
+    whole = fisher_sensitivities(stitched, windows, method="exact")
     parts = [
-        fisher_sensitivities(tiny.model, tiny_space, tiny_database, windows[i : i + 1], seed)
+        fisher_sensitivities(stitched, windows[i : i + 1], seed)
         for i in range(len(windows))
         for seed in range(20)
     ]
@@ -186,9 +179,9 @@ def test_standard_errors_are_those_of_the_windows(tiny, tiny_space, tiny_databas
     assert parts[0].stderr == parts[0].mean, "one window knows no error"
 
 
-def test_the_model_is_left_as_it_was(tiny, tiny_space, tiny_database, windows):
+def test_the_model_is_left_as_it_was(tiny, windows, stitched):
     before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
-    fisher_sensitivities(tiny.model, tiny_space, tiny_database, windows)
+    fisher_sensitivities(stitched, windows)
     for module in tiny.model.modules():
         assert not module._forward_hooks and not module._forward_pre_hooks
     for parameter in tiny.model.parameters():
@@ -196,16 +189,17 @@ def test_the_model_is_left_as_it_was(tiny, tiny_space, tiny_database, windows):
     assert all(torch.equal(before[name], t) for name, t in tiny.model.state_dict().items())
 
 
-def test_hooks_are_removed_after_an_error(tiny, tiny_space, tiny_database, windows):
+def test_hooks_are_removed_after_an_error(tiny, windows, stitched):
     with pytest.raises(IndexError):
-        fisher_sensitivities(tiny.model, tiny_space, tiny_database, windows + 10_000)
+        fisher_sensitivities(stitched, windows + 10_000)
     assert not any(module._forward_hooks for module in tiny.model.modules())
 
 
-def test_progress_counts_windows(tiny, tiny_space, tiny_database, windows):
+def test_progress_counts_windows(windows, stitched):
     seen = []
     fisher_sensitivities(
-        *(tiny.model, tiny_space, tiny_database, windows),
+        stitched,
+        windows,
         progress=lambda done, total: seen.append((done, total)),
     )
     assert seen[-1] == (5, 5)
