@@ -24,14 +24,17 @@ class Auto:
         patience: generations in a row without an improvement, after which it ends.
         sensitivity_tokens: tokens that score every level of every layer for the ILP.
         rounds: of refinement, at most.
-        generations: at most, 0 is the ILP alone; None is no limit.
+        refinement_tokens: of a linearization, and to compare candidates on in the end. On 8,192
+            tokens of SmolLM2's, refinement gained three times as much on them as on others.
+        generations: of evolution, at most; None is no limit.
         offspring: candidates per generation.
     """
 
-    tokens: int = 131_072
-    patience: int = 8
+    tokens: int = 196_608
+    patience: int = 2
     sensitivity_tokens: int = 4096
     rounds: int = 2
+    refinement_tokens: int = 24_576
     generations: int | None = None
     offspring: int = 8
 
@@ -44,7 +47,8 @@ class Auto:
     def _search(self) -> Evolution:
         start = ILP(sensitivity_tokens=self.sensitivity_tokens)
         return Evolution(
-            start=Refinement(start, self.rounds, self.sensitivity_tokens),
+            start=Refinement(start, self.rounds, self.sensitivity_tokens, self.refinement_tokens),
+            stages=((2, 1024), (1, max(1024, self.refinement_tokens))),
             generations=self.generations,
             offspring=self.offspring,
             tokens=self.tokens,
