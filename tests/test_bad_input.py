@@ -274,8 +274,8 @@ def test_settings(
 
 
 def test_an_unknown_strategy_is_known_at_once(tiny_folder: Path, out: Path) -> None:
-    ran = search(tiny_folder, out, "--budget", BUDGET, "--strategy", "evolve")
-    assert_refused(ran, "a strategy must be one of", "'evolve'", "'evolution'?")
+    ran = search(tiny_folder, out, "--budget", BUDGET, "--strategy", "evolutin")
+    assert_refused(ran, "a strategy must be one of", "'evolutin'", "'evolution'?")
     assert not out.with_name("result.run").exists(), "no database may be built before"
 
 
