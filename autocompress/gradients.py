@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from autocompress.levels import Level
+from autocompress.predictions import Estimate
 from autocompress.stitch import tied_modules
 from autocompress.tracing import embedding_scale
 
@@ -16,6 +20,7 @@ from autocompress.tracing import embedding_scale
 Collect = Callable[[int, str, Tensor, Tensor], None]
 Slope = Callable[[int, Tensor], Tensor]  # (window, logits) -> gradient of its loss, (tokens, vocab)
 Advance = Callable[[int, int], None]  # windows done, windows in all
+Series = npt.NDArray[np.float64]  # (windows or parts of them, levels)
 
 
 def gradient_passes(
@@ -88,3 +93,20 @@ def weight_gradient(
         return gradient.T @ inputs
     found = torch.zeros(module.weight.shape, dtype=gradient.dtype)  # type: ignore[arg-type]
     return found.index_add_(0, inputs, gradient * (embedding_scale(module) or 1.0))
+
+
+def estimate_of(levels: Sequence[Sequence[Level]], layers: Sequence[Series]) -> Estimate:
+    """Means and their standard errors; one window says nothing of its error, which is the mean."""
+
+    def rows(values: Callable[[Series], Any]) -> tuple[dict[Level, float], ...]:
+        return tuple(
+            dict(zip(row, map(float, values(series)), strict=True))
+            for row, series in zip(levels, layers, strict=True)
+        )
+
+    def error(series: Series) -> Any:
+        if len(series) < 2:
+            return series.mean(0)
+        return series.std(0, ddof=1) / np.sqrt(len(series))
+
+    return Estimate(rows(lambda series: series.mean(0)), rows(error))

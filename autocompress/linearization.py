@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from autocompress.core import Allocation
-from autocompress.gradients import Advance, gradient_passes, weight_gradient
+from autocompress.gradients import Advance, estimate_of, gradient_passes, weight_gradient
 from autocompress.levels import Dense, Level
 from autocompress.predictions import Linearization, Sensitivities
 from autocompress.quality import Teacher, divergence_slope
-from autocompress.sensitivity import estimate_of
 from autocompress.stitch import StitchedModel
 
 HALF = 0.5

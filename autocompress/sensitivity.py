@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from autocompress.gradients import Advance, gradient_passes, output_change
+from autocompress.gradients import (
+    Advance,
+    Series,
+    estimate_of,
+    gradient_passes,
+    output_change,
+)
 from autocompress.levels import Dense, Level
 from autocompress.predictions import Estimate
 from autocompress.stitch import StitchedModel
 
 METHODS = ("scaled", "kronecker", "exact")
-
-Series = npt.NDArray[np.float64]  # (windows, levels)
 
 
 def fisher_sensitivities(
@@ -53,9 +55,7 @@ def fisher_sensitivities(
     """
     model, space = stitched.restore(), stitched.space
     curves = {
-        name: _Curve(
-            stitched, name, levels, "exact" if name in stitched.tied else method, len(windows)
-        )
+        name: _Curve(stitched, name, levels, method, len(windows))
         for layer, levels in zip(space.layers, space.levels, strict=True)
         for name in layer.modules
     }
@@ -91,7 +91,7 @@ class _Curve:
         self._stitched, self._name, self._levels = stitched, name, levels
         self._module = stitched.model.get_submodule(name)
         changing = [i for i, level in enumerate(levels) if not isinstance(level, Dense)]
-        if self._module is stitched.model.get_input_embeddings():
+        if name in stitched.tied or self._module is stitched.model.get_input_embeddings():
             method = "exact"
         self._exact = {"exact": changing, "kronecker": []}.get(
             method, changing[len(changing) // 2 :][:1]
@@ -124,23 +124,6 @@ class _Curve:
         (at,) = self._exact
         shape = self._products.sum(0)
         return np.outer(self._sums[:, at], shape / shape[at] if shape[at] > 0 else 0 * shape)
-
-
-def estimate_of(levels: Sequence[Sequence[Level]], layers: Sequence[Series]) -> Estimate:
-    """Means and their standard errors; one window says nothing of its error, which is the mean."""
-
-    def rows(values: Callable[[Series], Any]) -> tuple[dict[Level, float], ...]:
-        return tuple(
-            dict(zip(row, map(float, values(series)), strict=True))
-            for row, series in zip(levels, layers, strict=True)
-        )
-
-    def error(series: Series) -> Any:
-        if len(series) < 2:
-            return series.mean(0)
-        return series.std(0, ddof=1) / np.sqrt(len(series))
-
-    return Estimate(rows(lambda series: series.mean(0)), rows(error))
 
 
 def _sample(

@@ -14,7 +14,7 @@ typedef float F __attribute__((vector_size(VB)));
 constexpr int NV = 64 / VB, LANES = VB / 4;
 constexpr int TILES = VB == 64 ? 2 : 1;  // that share a value of x, where registers hold the sums
 constexpr int64_t BATCHES = 4;           // batches of rows that share a tile's span
-constexpr int AHEAD = 6400;             // bytes prefetched ahead; at 4096, lines share cache sets
+constexpr int AHEAD = 6400;              // bytes prefetched ahead; at 4096, lines share cache sets
 
 template <int N>
 struct Index {
