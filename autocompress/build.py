@@ -21,7 +21,7 @@ from autocompress.core import SearchSpace
 from autocompress.database import LevelDatabase
 from autocompress.errors import DatabaseError
 from autocompress.files import exclusive, fingerprint
-from autocompress.levels import Dense, Level
+from autocompress.levels import Dense, Level, Shape
 from autocompress.models import module_name, set_weight, weight_of
 from autocompress.operators import Solver, Statistics, solve
 from autocompress.tracing import hidden_states, input_groups
@@ -168,7 +168,8 @@ class _Builder:
         for name in group:
             level = self.prefix
             if (name, level) not in self.database:  # the layer cannot take it: its nearest does
-                level = nearest(self.prefix, self.wanted[name])
+                rows, width = weight_of(self.model.get_submodule(name)).shape
+                level = nearest(self.prefix, self.wanted[name], (rows, width))
             if isinstance(level, Dense):
                 continue
             module = self.model.get_submodule(name)
@@ -176,9 +177,8 @@ class _Builder:
             set_weight(module, self.database.load(name, level).dense())
 
 
-def nearest(level: Level, allowed: Sequence[Level]) -> Level:
-    """`level` if allowed, else the allowed one closest in storage; dense if nothing is."""
-    shape = (1024, 1024)
+def nearest(level: Level, allowed: Sequence[Level], shape: Shape) -> Level:
+    """The allowed level closest in storage at a shape; dense if nothing is allowed."""
     bits = level.storage_bits(shape)
     return min(allowed, key=lambda lv: abs(lv.storage_bits(shape) - bits), default=Dense())
 

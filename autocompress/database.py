@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,7 @@ def database_identity(
         "model": model_fingerprint,
         "calibration": fingerprint([list(tokens.shape), tokens.tolist()]),
         "prefix": str(prefix),
-        "solver": asdict(solver),
+        "solver": solver.identity(),
         "dtype": dtype,
         "versions": versions,
     }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from autocompress.backends import BACKENDS, Backend, Op
-from autocompress.backends.native import NativeOp
+from autocompress.backends.native_ops import NativeOp
 from autocompress.errors import LatencyError
 from autocompress.latency_store import Point
 from autocompress.levels import Dense, Level, Quantize, Shape
@@ -58,7 +58,7 @@ def random_packed(level: Level, shape: Shape, seed: int = 0) -> Packed:
     rows, width = shape
     if not isinstance(level, Quantize):
         weight = torch.randn(shape, generator=generator) / math.sqrt(width)
-        solver = Solver(method="rtn", search_scales=False)
+        solver = Solver(method="rtn", search_scales=False, alternations=0)
         ((solution,),) = solve([weight], Statistics(None, 0), [level], solver)
         return solution.packed
     sizes = {name: size for name, (_, size) in tensor_shapes(level, shape).items()}

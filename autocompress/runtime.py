@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autocompress.backends import BACKENDS, Op, choose_backend
 from autocompress.errors import BackendError
-from autocompress.levels import Dense, Level, Quantize, Shape
+from autocompress.levels import Dense, Level, Shape
 from autocompress.models import is_linear, weight_of
 from autocompress.packed import Packed, tensor_shapes
 from autocompress.tables import did_you_mean
@@ -24,20 +24,16 @@ FASTEST = "native"
 
 
 class PackedWeight(nn.Module):
-    """A quantized (out, in) weight: as files hold it until it is prepared, then as a backend does.
+    """A compressed (out, in) weight: as files hold it until it is prepared, then as a backend does.
 
-    Until then the buffers `codes`, `scales` and, if asymmetric, `zeros` hold it; afterwards they
-    are None, and the state dict still has them.
+    Until then buffers named as in `tensor_shapes` hold it; afterwards they are None, and the state
+    dict still has them.
 
     Args:
         dtype: what the model computes in.
     """
 
-    codes: Tensor | None
-    scales: Tensor | None
-    zeros: Tensor | None
-
-    def __init__(self, level: Quantize, shape: Shape, dtype: torch.dtype) -> None:
+    def __init__(self, level: Level, shape: Shape, dtype: torch.dtype) -> None:
         super().__init__()
         self.level, self.shape, self.dtype = level, shape, dtype
         self.mode = MODES[ACTIVATIONS]
@@ -87,7 +83,7 @@ class PackedWeight(nn.Module):
         return getattr(op, "packed", None) if self.backend == FASTEST else None
 
     def dense_weight(self) -> Tensor:  # (out, in), in the dtype the model computes in
-        """The weight the codes stand for, exactly as the search stitched it."""
+        """The weight the tensors stand for, exactly as the search stitched it."""
         return (self.stored() if self.op is None else self.op).dense().to(self.dtype)
 
     @property
@@ -115,7 +111,7 @@ class PackedLinear(PackedWeight):
     """`x @ W.T + bias` with a packed weight."""
 
     def __init__(
-        self, level: Quantize, shape: Shape, dtype: torch.dtype, bias: nn.Parameter | None
+        self, level: Level, shape: Shape, dtype: torch.dtype, bias: nn.Parameter | None
     ) -> None:
         super().__init__(level, shape, dtype)
         self.bias = bias
@@ -130,9 +126,7 @@ class PackedLinear(PackedWeight):
 class PackedEmbedding(PackedWeight):
     """Rows of a packed (vocab, hidden) weight; `scale` is what some models multiply them with."""
 
-    def __init__(
-        self, level: Quantize, shape: Shape, dtype: torch.dtype, scale: float | None
-    ) -> None:
+    def __init__(self, level: Level, shape: Shape, dtype: torch.dtype, scale: float | None) -> None:
         super().__init__(level, shape, dtype)
         self.embed_scale = scale
 
@@ -184,7 +178,6 @@ def pack_modules(
         if isinstance(level, Dense):
             continue
         old = model.get_submodule(name)
-        assert isinstance(level, Quantize)
         rows, width = weight_of(old).shape
         with torch.device(old.weight.device):
             if is_linear(old):

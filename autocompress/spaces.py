@@ -136,8 +136,8 @@ def build_space(
         pins: more pins, which win over those of `config`.
 
     Raises:
-        SpaceError: no layers, a pattern that matches nothing, or tied modules that would get
-            different levels.
+        SpaceError: no layers, a pattern that matches nothing, tied modules that would get
+            different levels, or a level that a layer's shape cannot have.
     """
     if not layers:
         raise SpaceError(
@@ -150,6 +150,8 @@ def build_space(
     for pattern, _ in rules:
         _check_matches(pattern, tied)
     allowed = tuple(_allowed(layer, rules, config.levels) for layer in tied)
+    for layer, levels in zip(tied, allowed, strict=True):
+        _check_shapes(layer, levels)
     return SearchSpace(config.name, tied, allowed)
 
 
@@ -185,6 +187,14 @@ def _allowed(layer: Layer, rules: Sequence[tuple[str, Levels]], default: Levels)
             "Let the pin or override match all of them, or take them out of 'tie'."
         )
     return next(iter(per_module.values()))
+
+
+def _check_shapes(layer: Layer, levels: Levels) -> None:
+    for level in levels:
+        try:
+            layer.storage_bits(level)
+        except LevelError as error:
+            raise SpaceError(f"layer '{layer.name}' cannot take {level}: {error}") from error
 
 
 def _matches(pattern: str, module: str, layer: Layer) -> bool:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autocompress.levels import Level, Quantize, Shape
+from autocompress.errors import LevelError
+from autocompress.levels import Dense, Level, Quantize, Shape
 from autocompress.packed import Packed, dequantize, pack, unpack
 
 
@@ -51,7 +52,13 @@ class Dequantize:
         return f"{self.name} {torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
 
     def supports(self, level: Level, shape: Shape, mode: str) -> str | None:
-        return None if isinstance(level, Quantize) else f"it packs quantized levels, not '{level}'"
+        if isinstance(level, Dense):
+            return f"it packs compressed levels only, not '{level}'"
+        try:
+            level.storage_bits(shape)
+        except LevelError as error:
+            return str(error).rstrip(".")
+        return None
 
     def prepare(self, packed: Packed, dtype: torch.dtype, mode: str) -> DequantizeOp:
         return DequantizeOp(packed, dtype)
@@ -61,10 +68,9 @@ class Dequantize:
 
 
 def packed_rows(packed: Packed, indices: Tensor) -> Tensor:  # (indices, in), float32
-    """Rows of a packed weight, by number; only they are made dense."""
+    """Rows of a packed weight, by number; of plain codes, only they are made dense."""
     level, (rows, width), tensors = packed.level, packed.shape, packed.tensors
-    assert isinstance(level, Quantize)
-    if width % 8:  # rows do not start at a byte
+    if not isinstance(level, Quantize) or width % 8:  # rows do not start at a byte
         return packed.dense()[indices]
     bits, groups = level.bits, level.groups(width)
     chosen = {

@@ -1,72 +1,32 @@
-"""Our own kernels: every width of codes, groups that are multiples of 32 or per channel."""
+"""Our own kernels: codes of every width in groups that are multiples of 32 or per channel, sparse
+weights in bf16 and 8 bits, and sums and products of these.
+
+Sparse codes of fewer than 8 bits, or with zeros, run as full ones whose dropped weights have their
+group's zero: those kernels are faster than sparse ones (`studies/kernels`), and only the file is
+smaller then.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from autocompress.levels import Level, Quantize, Shape
-from autocompress.packed import Packed, pack_quantized, unpack
+from autocompress.backends.native_ops import NativeOp, NativeProduct, NativeSum
+from autocompress.errors import LevelError
+from autocompress.levels import Dense, Joint, Level, LowRank, Prune, Quantize, Shape
+from autocompress.packed import Packed, Tensors
+from autocompress.packed.low_rank import SIDES, side_tensors
+from autocompress.packed.outliers import outlier_places
+from autocompress.packed.quantized import stored_codes, stored_zeros
+from autocompress.packed.sparse import full_codes, sparse_dense, unpack_mask
 
 STEP = 32  # inputs: kernel groups are multiples of it
-
-
-@dataclass
-class NativeOp:
-    """A weight in the kernels' layout.
-
-    Args:
-        level, shape: what it stands for.
-        packed: `autocompress_kernels.Packed`.
-        placed: whether it lies on huge pages beside the others of its model.
-    """
-
-    level: Quantize
-    shape: Shape
-    packed: Any
-    dtype: torch.dtype
-    mode: str
-    placed: bool = False
-
-    def __post_init__(self) -> None:
-        from autocompress_kernels.ops import linear
-
-        self._linear = linear
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        return dict(self.packed.tensors)
-
-    @property
-    def bytes(self) -> int:
-        return int(self.packed.bytes)
-
-    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        if x.dtype is torch.float16:  # the kernels read and write float32 and bf16
-            return self._linear(x.float(), self.packed, bias, self.mode).half()
-        return self._linear(x, self.packed, bias, self.mode)
-
-    def rows(self, indices: Tensor) -> Tensor:
-        from autocompress_kernels.ops import gather
-
-        kind = torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
-        return gather(self.packed, indices, kind).to(self.dtype)
-
-    def dense(self) -> Tensor:
-        from autocompress_kernels.ops import dequantize
-
-        return dequantize(self.packed, torch.float32)
-
-    def stored(self) -> Packed:
-        from autocompress_kernels.pack import unpack_codes
-
-        codes, scales, zeros = unpack_codes(self.packed)
-        return pack_quantized(self.level, codes, scales, scales if zeros is None else zeros)
+Op = NativeOp | NativeProduct | NativeSum
 
 
 class Native:
@@ -82,30 +42,23 @@ class Native:
         return f"{self.name} {ABI} {load().isa()}"
 
     def supports(self, level: Level, shape: Shape, mode: str) -> str | None:
-        if not isinstance(level, Quantize):
-            return f"it packs quantized levels only, not '{level}'"
-        size = level.group_size
-        if size is not None and size < shape[1] and size % STEP:
-            return f"groups must be multiples of {STEP} or per channel, not {size}"
+        if isinstance(level, Dense):
+            return f"it packs compressed levels only, not '{level}'"
+        try:
+            level.storage_bits(shape)
+        except LevelError as error:
+            return str(error).rstrip(".")
+        for codes, width in _quantized(level, shape):
+            size = codes.group_size
+            if size is not None and size < width and size % STEP:
+                return f"groups must be multiples of {STEP} or per channel, not {size}"
         return _missing()
 
-    def prepare(self, packed: Packed, dtype: torch.dtype, mode: str) -> NativeOp:
-        from autocompress_kernels.pack import pack_codes
+    def prepare(self, packed: Packed, dtype: torch.dtype, mode: str) -> Op:
+        return _op(packed.level, packed.shape, packed.tensors, dtype, mode)
 
-        level, (rows, width) = packed.level, packed.shape
-        assert isinstance(level, Quantize)
-        bits, groups = level.bits, level.groups(width)
-        codes = unpack(packed.tensors["codes"], bits, rows * width).view(rows, width)
-        scales = packed.tensors["scales"].to(torch.float16)
-        zeros = None
-        if not level.symmetric:
-            zeros = unpack(packed.tensors["zeros"], bits, rows * groups).view(rows, groups)
-        group = level.group_size if groups > 1 else None
-        made = pack_codes(codes, scales, zeros, bits, group)
-        return NativeOp(level, packed.shape, made, dtype, mode)
-
-    def place(self, ops: Sequence[NativeOp]) -> None:
-        moved = [op for op in ops if not op.placed]
+    def place(self, ops: Sequence[Op]) -> None:
+        moved = [matrix for op in ops for matrix in op.matrices if not matrix.placed]
         if not moved:
             return
         from autocompress_kernels.memory import arena
@@ -114,6 +67,111 @@ class Native:
         for op in moved:
             tensors = {name: next(views) for name in op.packed.tensors}
             op.packed, op.placed = replace(op.packed, tensors=tensors), True
+
+
+def _quantized(level: Level, shape: Shape) -> Iterator[tuple[Quantize, int]]:
+    """Every quantized matrix of a level, and its inputs."""
+    match level:
+        case Quantize():
+            yield level, shape[1]
+        case LowRank(factors=Quantize() as factors):
+            yield from ((factors, width) for _, width in level.factor_shapes(shape))
+        case Joint():
+            for step in level.steps:
+                yield from _quantized(step, shape) if isinstance(step, Quantize | LowRank) else ()
+
+
+def _op(level: Level, shape: Shape, tensors: Tensors, dtype: torch.dtype, mode: str) -> Op:
+    """A weight in the kernels' layout."""
+    match level:
+        case LowRank():
+            return _product(level, shape, tensors, dtype, mode)
+        case Joint(low_rank=LowRank() as added):
+            base = _op(level.base, shape, tensors, dtype, mode)
+            assert not isinstance(base, NativeProduct)
+            return NativeSum(level, shape, base, _product(added, shape, tensors, dtype, mode))
+        case Joint(outliers=outliers, quantize=Quantize() as codes) if outliers is not None:
+            return NativeSum(
+                level,
+                shape,
+                _matrix(codes, shape, tensors, dtype, mode),
+                _outliers(shape, tensors, dtype, mode),
+                {name: tensors[name] for name in ("outliers", "columns", "counts")},
+            )
+    return _matrix(level, shape, tensors, dtype, mode)
+
+
+def _matrix(
+    level: Level, shape: Shape, tensors: Tensors, dtype: torch.dtype, mode: str
+) -> NativeOp:
+    """A weight that one kernel multiplies."""
+    from autocompress_kernels.pack import pack_bf16, pack_sparse
+
+    match level:
+        case Dense():
+            made = pack_bf16(tensors["weight"].bfloat16())
+        case Prune():
+            keep = unpack_mask(level, shape, tensors["mask"])
+            weight = sparse_dense(level, shape, tensors).bfloat16()
+            made = pack_sparse(weight, keep, _pattern(level))
+        case Joint(prune=Prune() as prune, quantize=Quantize(bits=8, symmetric=True) as codes):
+            keep = unpack_mask(prune, shape, tensors["mask"])
+            scales, group = tensors["scales"].to(torch.float16), _group(codes, shape[1])
+            made = pack_sparse(
+                full_codes(level, shape, tensors), keep, _pattern(prune), scales, group
+            )
+        case Joint(quantize=Quantize() as codes):
+            made = _full(codes, shape, full_codes(level, shape, tensors), tensors)
+        case _:
+            assert isinstance(level, Quantize)
+            made = _full(level, shape, stored_codes(level, shape, tensors), tensors)
+    mask = tensors["mask"].clone() if isinstance(level, Prune | Joint) else None
+    return NativeOp(level, shape, made, dtype, mode, mask=mask)
+
+
+def _full(level: Quantize, shape: Shape, codes: Tensor, tensors: Tensors) -> Any:
+    """Codes of all weights."""
+    from autocompress_kernels.pack import pack_codes
+
+    zeros = None if level.symmetric else stored_zeros(level, shape, tensors).contiguous()
+    scales = tensors["scales"].to(torch.float16)
+    return pack_codes(codes.contiguous(), scales, zeros, level.bits, _group(level, shape[1]))
+
+
+def _group(level: Quantize, width: int) -> int | None:
+    return level.group_size if level.groups(width) > 1 else None
+
+
+def _pattern(level: Prune) -> str:
+    """The kernels have a faster layout for 2:4; other n:m are masks like any."""
+    return "2:4" if (level.kept_of, level.of) == (2, 4) else "bitmask"
+
+
+def _product(
+    level: LowRank, shape: Shape, tensors: Tensors, dtype: torch.dtype, mode: str
+) -> NativeProduct:
+    part: Level = level.factors or Dense()
+    left, right = (
+        _matrix(
+            part,
+            size,
+            {"weight": tensors[side]} if level.factors is None else side_tensors(side, tensors),
+            dtype,
+            mode,
+        )
+        for side, size in zip(SIDES, level.factor_shapes(shape), strict=True)
+    )
+    return NativeProduct(level, shape, left, right)
+
+
+def _outliers(shape: Shape, tensors: Tensors, dtype: torch.dtype, mode: str) -> NativeOp:
+    """The outliers as a sparse bf16 matrix to add."""
+    from autocompress_kernels.pack import pack_sparse
+
+    places = outlier_places(tensors)
+    weight, keep = torch.zeros(shape, dtype=torch.bfloat16), torch.zeros(shape, dtype=torch.bool)
+    weight[places], keep[places] = tensors["outliers"].to(torch.bfloat16), True
+    return NativeOp(Dense(), shape, pack_sparse(weight, keep, "bitmask"), dtype, mode)
 
 
 def _missing() -> str | None:

@@ -19,7 +19,7 @@ from autocompress.database import LevelDatabase
 from autocompress.errors import ModelError
 from autocompress.files import disk_errors, write_atomically, write_json
 from autocompress.integration import FORMAT, METHOD, WEIGHTS
-from autocompress.levels import Dense, Level, Quantize
+from autocompress.levels import Dense, Level, Shape
 from autocompress.packed import tensor_shapes
 from autocompress.runtime import ACTIVATIONS, configure
 from autocompress.runtime_facts import runtime_warning
@@ -56,21 +56,25 @@ def other_bytes(model: Any, space: SearchSpace) -> int:
     difference is a few hundred bytes.
     """
     modules = [name for layer in space.layers for name in layer.modules]
-    shapes = {
-        name: shape
-        for layer in space.layers
-        for name, shape in zip(layer.modules, layer.shapes, strict=True)
-    }
     outside = outside_tensors(model, modules)
     data = sum(
         t.numel() * (2 if t.is_floating_point() else t.element_size()) for t in outside.values()
     )
     header: dict[str, Any] = {name: _entry("BF16", list(t.shape)) for name, t in outside.items()}
-    for name, shape in shapes.items():
-        widest = tensor_shapes(Quantize(8, 8), shape)
-        for part, (_, size) in widest.items():
-            header[f"{name}.{part}"] = _entry("BF16", list(size))
-    return data + len(json.dumps(header)) + 8 + 8 + 64
+    widest = sum(
+        max(_header_bytes(name, level, shape) for level in allowed)
+        for layer, allowed in zip(space.layers, space.levels, strict=True)
+        for name, shape in zip(layer.modules, layer.shapes, strict=True)
+    )
+    return data + len(json.dumps(header)) + widest + 8 + 8 + 64
+
+
+def _header_bytes(module: str, level: Level, shape: Shape) -> int:
+    """What a weights file's header says of one module at a level, at most."""
+    parts = tensor_shapes(level, shape).items()
+    return len(
+        json.dumps({f"{module}.{part}": _entry("BF16", list(size)) for part, (_, size) in parts})
+    )
 
 
 def _entry(dtype: str, shape: list[int]) -> dict[str, Any]:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from autocompress.errors import ConfigError
 from autocompress.levels import Level
 from autocompress.packed import Packed
+
+CHOICES = {
+    "method": ("gptq", "rtn"),
+    "pruning": ("sparsegpt", "wanda", "magnitude"),
+    "low_rank": ("whitened", "svd"),
+}
+LATER = ("pruning", "refit", "low_rank", "alternations")  # unknown to the first databases
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +32,52 @@ class Solver:
             in the stored column order, so the layout does not change.
         search_scales: shrink each group's range to the least Hessian-weighted squared error
             instead of taking minimum and maximum.
+        pruning: 'sparsegpt' compensates dropped weights (Frantar, Alistarh, arXiv:2301.00774),
+            'wanda' (Sun et al., arXiv:2306.11695) and 'magnitude' only choose them.
+        refit: conjugate-gradient steps on the kept weights and on outliers; 0 is as published.
+        low_rank: 'whitened' is the best product for the layer's outputs (SVD-LLM, EoRA), 'svd'
+            for the weight itself.
+        alternations: times that a low-rank part and the parts beside it are solved again, each
+            for what the other left (LQ-LoRA); 0 is one after the other.
+
+    Raises:
+        ConfigError: an unknown name, or a negative number.
     """
 
     method: str = "gptq"
     damping: float = 0.01
     activation_order: bool = True
     search_scales: bool = True
+    pruning: str = "sparsegpt"
+    refit: int = 8
+    low_rank: str = "whitened"
+    alternations: int = 2
+
+    def __post_init__(self) -> None:
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"'{name}' of a solver must be one of {', '.join(known)}. "
+                    f"Got {getattr(self, name)!r}."
+                )
+        if self.refit < 0 or self.alternations < 0:
+            raise ConfigError(
+                f"'refit' and 'alternations' must be 0 or more. Got {self.refit} and "
+                f"{self.alternations}."
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """What a database that was solved this way records.
+
+        Settings that quantized levels do not have count only where they were changed: a database
+        of those alone stays the same database.
+        """
+        plain = Solver()
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in LATER or value != getattr(plain, name)
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +91,11 @@ class Statistics:
 
     hessian: Tensor | None
     tokens: int
+
+    @property
+    def known(self) -> Tensor | None:
+        """The Hessian; None where no token came, or only zeros: there is no output to keep."""
+        return None if self.hessian is None or not self.hessian.diagonal().any() else self.hessian
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +113,7 @@ class Solution:
     rows: Tensor
 
 
+TINY = torch.finfo(torch.float32).tiny  # in place of the energy of an all-zero weight
 Operator = Callable[[Sequence[Tensor], Statistics, Sequence[Level], Solver], list[list[Solution]]]
 OPERATORS: dict[type, Operator] = {}
 
@@ -79,7 +135,7 @@ def solve(
     solver: Solver,
 ) -> list[list[Solution]]:  # [module][level]
     """Every weight at every level; levels of one family are solved together."""
-    from autocompress.operators import dense, quantize  # noqa: F401  (they register themselves)
+    from autocompress.operators import dense, joint, low_rank, quantize, sparse  # noqa: F401  (they register themselves)
 
     rows: list[dict[Level, Solution]] = [{} for _ in weights]
     for family in dict.fromkeys(map(type, levels)):

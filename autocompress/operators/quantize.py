@@ -1,8 +1,4 @@
-"""Round-to-nearest and GPTQ for all levels of all weights that share one input, in one pass.
-
-The rows of every (weight, level) are stacked: they share the Hessian, so one sweep over the columns
-solves them all. The stack is kept transposed, (in, rows), so that a column is contiguous.
-"""
+"""Round-to-nearest and GPTQ for all levels of all weights that share one input, in one pass."""
 
 from __future__ import annotations
 
@@ -11,14 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from autocompress.errors import ModelError
 from autocompress.levels import Level, Quantize
-from autocompress.operators import Solution, Solver, Statistics, operator, output_energy
+from autocompress.operators import TINY, Solution, Solver, Statistics, operator, output_energy
 from autocompress.operators.scales import group_scales
+from autocompress.operators.sweep import inverse_factor, sweep
 from autocompress.packed import pack_quantized
 
-TINY = torch.finfo(torch.float32).tiny  # in place of the energy of an all-zero weight
-INNER, OUTER = 32, 256  # columns per rank-1 block and per lazy update: both fit the caches
 Grid = tuple[Tensor, Tensor]  # scales and zeros
 
 
@@ -45,9 +39,7 @@ def quantize(
     """
     wanted = [level for level in levels if isinstance(level, Quantize)]
     weight = torch.cat(list(weights)).float()
-    hessian = statistics.hessian
-    if hessian is not None and not hessian.diagonal().any():
-        hessian = None  # no token reached the layer, or only zeros: there is no output to keep
+    hessian = statistics.known
     importance = torch.ones(weight.shape[1]) if hessian is None else hessian.diagonal().clone()
     grids = [group_scales(weight, importance, level, solver.search_scales) for level in wanted]
     if hessian is None or solver.method == "rtn":
@@ -106,32 +98,6 @@ def _dense(codes: Tensor, level: Quantize, scale: Tensor, zero: Tensor) -> Tenso
     return (codes - zero[:, index]) * scale[:, index]
 
 
-def inverse_factor(hessian: Tensor, damping: float) -> Tensor:  # (in, in), upper
-    """Upper Cholesky factor of the damped inverse Hessian.
-
-    An input that was never active has a zero diagonal: it gets the mean, so its weights are
-    simply rounded (never set to zero: the channel may be active on other text).
-    """
-    hessian = hessian.clone()
-    diagonal = hessian.diagonal()
-    mean = diagonal.mean()
-    diagonal[diagonal == 0] = mean if mean > 0 else 1.0
-    while damping <= 1.0:
-        damped = hessian.clone()
-        damped.diagonal().add_(damping * diagonal.mean())
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            inverse = torch.cholesky_inverse(lower)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed:
-                return upper
-        damping *= 10
-    raise ModelError(
-        "a layer's input statistics must be positive definite after damping. Got a matrix that "
-        "is not at damping 1. The calibration activations overflow: use float32."
-    )
-
-
 def _gptq(
     weight: Tensor,
     hessian: Tensor,
@@ -149,7 +115,12 @@ def _gptq(
     factor = inverse_factor(hessian[order][:, order], solver.damping)
     stack = weight.T[order].repeat(1, len(levels)).contiguous()  # (in, levels * rows)
     top = torch.cat([torch.full((rows,), (1 << level.bits) - 1.0) for level in levels])
-    error = _sweep(stack, factor, _column_grid(levels, grids, order, width), top)
+    grid, code = _column_grid(levels, grids, order, width), torch.empty(len(top))
+
+    def step(j: int, column: Tensor, pivot: float, gap: Tensor) -> None:
+        _round_column(column, *grid(j), top, pivot, code, gap)
+
+    error = sweep(stack, factor, step)
     inverse_order = torch.argsort(order)
     codes = stack.to(torch.uint8)[inverse_order]  # (in, levels * rows)
     parts = codes.split(rows, 1)
@@ -177,37 +148,6 @@ def _column_grid(
     return look_up
 
 
-def _sweep(
-    stack: Tensor,  # (in, rows): weights in, codes out
-    factor: Tensor,  # (in, in), upper
-    grid: Callable[[int], tuple[Tensor, Tensor]],  # column -> scale and zero, (rows,) each
-    top: Tensor,  # (rows,), largest codes
-) -> Tensor:  # (rows,), damped Hessian error
-    """Solve column after column, pushing each rounding error onto the columns still to come.
-
-    Within `INNER` columns errors are pushed one by one, within `OUTER` by blocks, then to the rest.
-    """
-    width, rows = stack.shape
-    error = torch.zeros(rows)
-    pushed = torch.empty(OUTER, rows)
-    code = torch.empty(rows)
-    for outer in range(0, width, OUTER):
-        outer_end = min(outer + OUTER, width)
-        for inner in range(outer, outer_end, INNER):
-            inner_end = min(inner + INNER, outer_end)
-            for j in range(inner, inner_end):
-                gap = _round_column(
-                    stack[j], *grid(j), top, float(factor[j, j]), code, pushed[j - outer]
-                )
-                error.addcmul_(gap, gap)
-                if j + 1 < inner_end:
-                    stack[j + 1 : inner_end].addr_(factor[j, j + 1 : inner_end], gap)
-            late = factor[inner:inner_end, inner_end:outer_end]
-            stack[inner_end:outer_end].addmm_(late.T, pushed[inner - outer : inner_end - outer])
-        stack[outer_end:].addmm_(factor[outer:outer_end, outer_end:].T, pushed[: outer_end - outer])
-    return error
-
-
 def _round_column(
     column: Tensor,  # (rows,): weights in, codes out
     scale: Tensor,
@@ -215,12 +155,11 @@ def _round_column(
     top: Tensor,
     pivot: float,  # the factor's diagonal entry
     code: Tensor,  # (rows,), scratch
-    gap: Tensor,  # (rows,), scratch, returned
-) -> Tensor:  # (rows,): (rounded - weight) / pivot
+    gap: Tensor,  # (rows,): (rounded - weight) / pivot out
+) -> None:
     torch.div(column, scale, out=code)
     code.add_(zero).round_().clamp_min_(0)
     torch.minimum(code, top, out=code)
     torch.sub(code, zero, out=gap)
     gap.mul_(scale).sub_(column).mul_(1.0 / pivot)
     column.copy_(code)
-    return gap

@@ -163,9 +163,20 @@ def unpack_codes(packed: Packed) -> tuple[Tensor, Tensor, Tensor | None]:
     zeros = packed.tensors.get("zeros")
     return (
         rows_of_blocks(codes, format),
-        _rows_of_grid(packed.tensors["scales"], format),
+        unpack_scales(packed),
         None if zeros is None else _rows_of_grid(zeros, format),
     )
+
+
+def unpack_scales(packed: Packed) -> Tensor:  # (rows, groups), fp16
+    """The scales that codes were packed with, full or sparse.
+
+    Raises:
+        ValueError: the weight has none.
+    """
+    if packed.format.bits == 16:
+        raise ValueError(f"a weight must be of codes. Got {packed.format}.")
+    return _rows_of_grid(packed.tensors["scales"], packed.format)
 
 
 def rows_of_blocks(blocks: Tensor, format: Format) -> Tensor:  # (rows, width)

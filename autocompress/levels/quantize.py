@@ -1,32 +1,14 @@
-"""Levels: the ways to store a layer's weight, their keys, and exactly how many bits they take."""
+"""Levels that store every weight: dense, or as integer codes with scales."""
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from math import ceil
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Self
 
 from autocompress.errors import LevelError
-
-Shape = tuple[int, int]  # (out_features, in_features)
-
-DENSE_BITS = 16  # a dense weight ships as bf16 or fp16
-SCALE_BITS = 16  # scales are fp16
-
-
-class Level(Protocol):
-    """One way to store one weight. `parse_level(str(level)) == level`."""
-
-    form: ClassVar[str]
-
-    @classmethod
-    def parse(cls, key: str) -> Self | None:
-        """The level `key` names, or None when the key belongs to another family."""
-
-    def storage_bits(self, shape: Shape) -> int:
-        """Bits on disk of a weight of `shape` (out, in), everything counted."""
+from autocompress.levels.storage import DENSE_BITS, SCALE_BITS, Shape, packed_bytes
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -90,32 +72,14 @@ class Quantize:
         """Groups in a row of `width` inputs."""
         return 1 if self.group_size is None else ceil(width / self.group_size)
 
+    def code_bits(self, count: int) -> int:
+        """Bits of `count` codes, with the padding to whole bytes."""
+        return packed_bytes(count, self.bits) * 8
+
+    def grid_bits(self, shape: Shape) -> int:
+        """Bits of the scales and zeros of a weight of `shape`."""
+        groups = shape[0] * self.groups(shape[1])
+        return groups * SCALE_BITS + (0 if self.symmetric else self.code_bits(groups))
+
     def storage_bits(self, shape: Shape) -> int:
-        rows, width = shape
-        groups = rows * self.groups(width)
-        zeros = 0 if self.symmetric else packed_bytes(groups, self.bits) * 8
-        return packed_bytes(rows * width, self.bits) * 8 + groups * SCALE_BITS + zeros
-
-
-LEVELS: tuple[type[Level], ...] = (Dense, Quantize)
-
-
-def packed_bytes(count: int, bits: int) -> int:
-    """Bytes of `count` codes of `bits` bits, packed eight codes to `bits` bytes."""
-    return ceil(count / 8) * bits
-
-
-def parse_level(key: str) -> Level:
-    """The level named by `key`.
-
-    Raises:
-        LevelError: no registered level understands `key`.
-    """
-    for family in LEVELS:
-        level = family.parse(key.strip())
-        if level is not None:
-            return level
-    near = difflib.get_close_matches(key, ["dense", "w2g64", "w3g64", "w4g64", "w8g64"], n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    forms = "; ".join(family.form for family in LEVELS)
-    raise LevelError(f"a level must have one of the forms: {forms}. Got '{key}'.{hint}")
+        return self.code_bits(shape[0] * shape[1]) + self.grid_bits(shape)

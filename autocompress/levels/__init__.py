@@ -1,0 +1,71 @@
+"""Levels: the ways to store a layer's weight, their keys, and exactly how many bits they take.
+
+A key is one part, or several joined by plus signs; see `Joint`. To add a family, write a frozen
+dataclass in a file of its own and enter it in `LEVELS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import ClassVar, Protocol, Self
+
+from autocompress.errors import LevelError
+from autocompress.levels.joint import Joint
+from autocompress.levels.low_rank import LowRank
+from autocompress.levels.prune import Outliers, Prune
+from autocompress.levels.quantize import Dense, Quantize
+from autocompress.levels.storage import DENSE_BITS, SCALE_BITS, Shape, packed_bytes
+
+__all__ = [
+    "DENSE_BITS",
+    "LEVELS",
+    "SCALE_BITS",
+    "Dense",
+    "Joint",
+    "Level",
+    "LowRank",
+    "Outliers",
+    "Prune",
+    "Quantize",
+    "Shape",
+    "packed_bytes",
+    "parse_level",
+]
+
+KNOWN = ("dense", "w2g64", "w3g64", "w4g64", "w8g64", "s50", "2:4", "r25%", "2:4+w4g64", "r8+w3g64")
+
+
+class Level(Protocol):
+    """One way to store one weight. `parse_level(str(level)) == level`."""
+
+    form: ClassVar[str]
+
+    @classmethod
+    def parse(cls, key: str) -> Self | None:
+        """The level `key` names, or None when the key belongs to another family."""
+
+    def storage_bits(self, shape: Shape) -> int:
+        """Bits on disk of a weight of `shape` (out, in), everything counted.
+
+        Raises:
+            LevelError: no weight of this shape can be at this level.
+        """
+
+
+LEVELS: tuple[type[Level], ...] = (Dense, Quantize, Prune, LowRank, Joint)
+
+
+def parse_level(key: str) -> Level:
+    """The level named by `key`.
+
+    Raises:
+        LevelError: no registered level understands `key`.
+    """
+    for family in LEVELS:
+        level = family.parse(key.strip())
+        if level is not None:
+            return level
+    near = difflib.get_close_matches(key, KNOWN, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    forms = "; ".join(family.form for family in LEVELS)
+    raise LevelError(f"a level must have one of the forms: {forms}. Got '{key}'.{hint}")

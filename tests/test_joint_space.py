@@ -1,0 +1,187 @@
+"""A joint space from file to packed model: built, completed, searched, exported, reloaded."""
+
+import pytest
+import torch
+from runs import TOKENS, command, write_config
+from toys import SMOLLM2, toy_space
+
+import autocompress
+from autocompress.backends import BACKENDS
+from autocompress.core import Allocation, Layer, SearchSpace
+from autocompress.errors import SpaceError
+from autocompress.exporters.native import other_bytes, save_native
+from autocompress.integration import WEIGHTS
+from autocompress.levels import parse_level
+from autocompress.models import find_layers
+from autocompress.runtime import packed_modules
+from autocompress.spaces import SpaceConfig, build_space, list_spaces
+from autocompress.stitch import StitchedModel
+
+KEYS = (
+    *("w4g64", "s50", "2:4", "4:8", "r40%", "r60%w8", "s30+w4g32", "2:4+w8sym", "o1%+w4g64"),
+    *("r10%+w4g64", "r10%w8+w4g32", "r10%+s50", "r10%+2:4+w4g32", "r10%+o1%+w4g64", "w6g8"),
+)
+KERNELS = BACKENDS["native"].supports(parse_level("w4g64"), (64, 64), "a8")
+TOKENS_IN = torch.arange(2 * 48).view(2, 48) * 7 % 512
+
+
+@pytest.fixture(scope="module")
+def space(tiny):
+    """The block linears and the embedding, which is also the head."""
+    config = SpaceConfig("joint", tuple(map(parse_level, KEYS)), ("blocks", "embedding"))
+    return build_space(config, find_layers(tiny.model, config.scope))
+
+
+@pytest.fixture(scope="module")
+def database(tiny, space, tiny_windows, build_levels, tmp_path_factory):
+    path = tmp_path_factory.mktemp("joint") / "database"
+    return build_levels(tiny, space, tiny_windows.calibrate[:8], path)
+
+
+@pytest.fixture(scope="module")
+def allocation(space):
+    """Every level somewhere, the embedding among them."""
+    levels = space.levels[0]
+    return Allocation(tuple(levels[(3 + i) % len(levels)] for i in range(len(space.layers))))
+
+
+@pytest.fixture(scope="module")
+def stitched_logits(tiny, space, database, allocation):
+    stitched = StitchedModel(tiny.model, space, database)
+    found = logits_of(stitched.stitch(allocation))
+    stitched.restore()
+    return found
+
+
+@pytest.fixture(scope="module")
+def exported(tiny, space, database, allocation, tmp_path_factory):
+    out = tmp_path_factory.mktemp("joint") / "out"
+    save_native(tiny.model, tiny.tokenizer, space, allocation, database, out)
+    return out
+
+
+@torch.inference_mode()
+def logits_of(model):
+    return model(input_ids=TOKENS_IN, use_cache=False).logits
+
+
+def gap(found, expected):
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
+def test_the_database_holds_packed_levels_and_nothing_dense(space, database):
+    for layer, levels in zip(space.layers, space.levels, strict=True):
+        for level in levels:
+            packed = database.load(layer.name, level)
+            assert packed.bits == level.storage_bits(layer.shapes[0])
+            assert len(database.row_errors(layer.name, level)) == layer.shapes[0][0]
+    stored = sum(layer.storage_bits(level) for layer in space.layers for level in space.levels[0])
+    rows = sum(layer.shapes[0][0] * 32 for layer in space.layers) * len(KEYS)
+    size = sum((database.path / name).stat().st_size for name in database.files)
+    assert size < (stored + rows) / 8 * 1.05 + 300_000  # headers name every tensor
+
+
+def test_new_joint_levels_are_computed_alone(
+    tiny, tiny_windows, build_levels, tmp_path, monkeypatch
+):
+    import autocompress.build as build
+
+    layers = find_layers(tiny.model)
+    asked = []
+
+    def spy(weights, statistics, levels, solver):
+        asked.append({str(level) for level in levels})
+        return build_solve(weights, statistics, levels, solver)
+
+    build_solve = build.solve
+    monkeypatch.setattr(build, "solve", spy)
+    for keys in (("w4g64", "r10%+w4g64"), ("w4g64", "r10%+w4g64", "2:4+w4g64", "s50")):
+        asked.clear()
+        space = SearchSpace("grown", layers, (tuple(map(parse_level, keys)),) * len(layers))
+        grown = build_levels(tiny, space, tiny_windows.calibrate[:4], tmp_path / "grown")
+    assert set(map(frozenset, asked)) == {frozenset({"2:4+w4g64", "s50"})}
+    assert set(next(iter(grown.entries.values()))) == {"w4g64", "r10%+w4g64", "2:4+w4g64", "s50"}
+
+
+def test_an_exact_reload_gives_the_stitched_logits(exported, stitched_logits):
+    model, _ = autocompress.load(exported, activations="float32")
+    assert {str(module.level) for module in packed_modules(model)} == set(KEYS)
+    assert gap(logits_of(model), stitched_logits) < 1e-5
+    slow, _ = autocompress.load(exported, activations="float32", backend="dequantize")
+    assert gap(logits_of(slow), stitched_logits) < 1e-5
+
+
+@pytest.mark.skipif(KERNELS is not None, reason=str(KERNELS))
+@pytest.mark.parametrize(("activations", "most"), [("int8", 5e-2), ("bfloat16", 1.5e-2)])
+def test_the_native_kernels_run_every_level(exported, stitched_logits, activations, most):
+    with pytest.warns(UserWarning, match="groups must be multiples of 32"):  # w6g8
+        model, _ = autocompress.load(exported, activations=activations)
+        logits = logits_of(model)
+    used = {str(module.level): module.backend for module in packed_modules(model)}
+    assert {key for key, name in used.items() if name != "native"} == {"w6g8"}
+    assert 0 < gap(logits, stitched_logits) < most
+
+
+def test_the_file_is_as_large_as_the_costs_say(tiny, space, allocation, exported):
+    size = (exported / WEIGHTS).stat().st_size
+    levels = sum(
+        layer.storage_bits(level) // 8
+        for layer, level in zip(space.layers, allocation.levels, strict=True)
+    )
+    promised = levels + other_bytes(tiny.model, space)
+    assert promised - 900 * len(space.layers) < size <= promised  # headers at their largest
+
+
+def test_a_model_is_saved_again_as_it_was(exported, tmp_path):
+    model, _ = autocompress.load(exported)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    logits_of(model)  # backends take the weights over
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_search_over_a_joint_space_ends_in_a_model(tiny_folder, tmp_path):
+    toml = tmp_path / "space.toml"
+    levels = '"w2g64", "w4g64", "2:4+w4g64", "r20%+w2g64", "o1%+w2g64", "s70", "r50%w8"'
+    toml.write_text(f'name = "joint"\nlevels = [{levels}]\n')
+    config = write_config(tmp_path / "config.toml", tiny_folder, TOKENS, prefix="w4g64")
+    out = tmp_path / "result"
+    ran = command(
+        "search", "--config", config, "--space", toml, "--budget", "3.2bits", "--out", out, "--json"
+    )
+    facts = ran.json()
+    chosen = {entry["level"] for entry in facts["allocation"]}
+    assert any("+" in key for key in chosen), chosen
+    model, _ = autocompress.load(out)
+    assert torch.isfinite(logits_of(model)).all()
+
+
+@pytest.mark.parametrize("name", ["sparse-unstructured", "sparse-2-4", "lowrank", "joint-cpu"])
+def test_the_shipped_spaces_fit_the_default_model(name):
+    config = {it.name: it for it in list_spaces()}[name]
+    layers = toy_space(1, shapes=SMOLLM2).layers
+    space = build_space(config, layers)
+    sizes = [layer.storage_bits(level) for layer in layers for level in space.levels[0]]
+    assert min(sizes) > 0
+
+
+@pytest.mark.skipif(KERNELS is not None, reason=str(KERNELS))
+def test_every_level_of_joint_cpu_has_a_native_kernel():
+    config = {it.name: it for it in list_spaces()}["joint-cpu"]
+    for level in config.levels:
+        for shape in SMOLLM2.values():
+            assert BACKENDS["native"].supports(level, shape, "a8") is None
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "message"),
+    [
+        ("2:4", (8, 30), r"layer 'a\.b' cannot take 2:4: the inputs .* multiple of 4\. Got 30"),
+        ("r9+w4g64", (8, 30), r"layer 'a\.b' cannot take r9\+w4g64: the rank .* at most 8"),
+    ],
+)
+def test_a_layer_that_cannot_take_a_level_is_named(key, shape, message):
+    config = SpaceConfig("test", (parse_level("w4g64"), parse_level(key)))
+    with pytest.raises(SpaceError, match=message):
+        build_space(config, [Layer("a.b", ("a.b",), (shape,))])
