@@ -17,7 +17,7 @@ from autocompress.backends import BACKENDS, Backend, Op
 from autocompress.backends.native_ops import NativeOp
 from autocompress.errors import LatencyError
 from autocompress.latency_store import Point
-from autocompress.levels import Dense, Level, Quantize, Shape
+from autocompress.levels import Dense, Joint, Level, LowRank, Quantize, Shape
 from autocompress.machine import last_level_cache
 from autocompress.operators import Solver, Statistics, solve
 from autocompress.packed import Packed, pack, tensor_shapes
@@ -30,6 +30,10 @@ REFERENCE = "reference"  # in place of a level
 
 def find_backend(level: Level, shape: Shape, target: Target) -> Backend | str:
     """What runs a level of a shape at a target, or the reasons why nothing does."""
+    if in_parts(level):  # see `lean.in_parts`: it would be timed in one way and run in another
+        return (
+            f"the decoder of one native call per token has one matrix for a layer, '{level}' more"
+        )
     reasons = []
     for name in target.runtime:
         reason = BACKENDS[name].supports(level, shape, target.mode)
@@ -37,6 +41,13 @@ def find_backend(level: Level, shape: Shape, target: Target) -> Backend | str:
             return BACKENDS[name]
         reasons.append(f"{name}: {reason}")
     return "; ".join(reasons)
+
+
+def in_parts(level: Level) -> bool:
+    """Whether a product takes more than one matrix: low-rank parts and outliers."""
+    if isinstance(level, Joint):
+        return level.low_rank is not None or level.outliers is not None
+    return isinstance(level, LowRank)
 
 
 def available_versions(runtime: Sequence[str]) -> dict[str, str]:

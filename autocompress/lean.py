@@ -76,6 +76,9 @@ def lean_decoder(model: Any, capacity: int) -> LeanDecoder | str:
     from autocompress_kernels.llama import Steps
 
     prepare(model)  # all weights side by side, before the decoder points at them
+    reason = in_parts(model)
+    if reason is not None:
+        return reason
     try:
         decoder = LeanDecoder(Steps(describe(model, capacity)))
     except ValueError as error:
@@ -98,6 +101,14 @@ def unfit(model: Any, capacity: int) -> str | None:
         return f"its attention slides over {window} tokens, fewer than {capacity}"
     if getattr(config, "mlp_bias", False):
         return "its feed-forward layers have biases"
+    return None
+
+
+def in_parts(model: Any) -> str | None:
+    """Which prepared layer is more than the one matrix that a native decoder has for it."""
+    for name, module in model.named_modules():
+        if len(getattr(getattr(module, "op", None), "matrices", ())) > 1:
+            return f"'{name}' at {module.level} is more than one matrix"
     return None
 
 

@@ -10,12 +10,16 @@ from autocompress.backends import BACKENDS
 from autocompress.core import Allocation, Layer, SearchSpace
 from autocompress.errors import SpaceError
 from autocompress.exporters.native import other_bytes, save_native
+from autocompress.generation import make_decoder
 from autocompress.integration import WEIGHTS
+from autocompress.latency_cases import find_backend, in_parts
+from autocompress.lean import LeanDecoder, lean_decoder
 from autocompress.levels import parse_level
 from autocompress.models import find_layers
 from autocompress.runtime import packed_modules
 from autocompress.spaces import SpaceConfig, build_space, list_spaces
 from autocompress.stitch import StitchedModel
+from autocompress.targets import Target
 
 KEYS = (
     *("w4g64", "s50", "2:4", "4:8", "r40%", "r60%w8", "s30+w4g32", "2:4+w8sym", "o1%+w4g64"),
@@ -120,6 +124,36 @@ def test_the_native_kernels_run_every_level(exported, stitched_logits, activatio
     used = {str(module.level): module.backend for module in packed_modules(model)}
     assert {key for key, name in used.items() if name != "native"} == {"w6g8"}
     assert 0 < gap(logits, stitched_logits) < most
+
+
+def test_a_layer_in_parts_is_decoded_by_the_models_own_forward(exported, stitched_logits):
+    model, _ = autocompress.load(exported, activations="bfloat16")
+    reason = lean_decoder(model, 64)
+    assert isinstance(reason, str)
+    if KERNELS is None:
+        assert reason.endswith("is more than one matrix")
+    decoder = make_decoder(model, 64)
+    assert not isinstance(decoder, LeanDecoder)
+    step = decoder.prefill(TOKENS_IN[0])
+    assert gap(step, stitched_logits[0, -1]) < 2e-2
+
+
+@pytest.mark.skipif(KERNELS is not None, reason=str(KERNELS))
+def test_sparse_layers_decode_in_one_native_call(tiny, space, database, tmp_path):
+    levels = [lv for lv in space.levels[0] if str(lv)[0] in "s24" and not in_parts(lv)]
+    mixed = Allocation(tuple(levels[i % len(levels)] for i in range(len(space.layers))))
+    save_native(tiny.model, tiny.tokenizer, space, mixed, database, tmp_path)
+    model, _ = autocompress.load(tmp_path, activations="bfloat16")
+    decoder = lean_decoder(model, 64)
+    assert not isinstance(decoder, str), decoder
+    assert gap(decoder.prefill(TOKENS_IN[0]), logits_of(model)[0, -1]) < 2e-2
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_what_one_native_call_cannot_run_is_not_timed(key):
+    found = find_backend(parse_level(key), (64, 64), Target())
+    matrices = "r" in key or "o" in key
+    assert (isinstance(found, str) and "one matrix for a layer" in found) == matrices
 
 
 def test_the_file_is_as_large_as_the_costs_say(tiny, space, allocation, exported):
