@@ -235,6 +235,9 @@ class Trial:
 
 
 Evaluate = Callable[[Sequence[Allocation], Fidelity, str], list[Trial]]  # (…, origin)
+Linearize = Callable[[Allocation, int, int], Linearization]  # (…, tokens, tokens before them)
+
+GRADIENT = 3  # tokens that one token counts for in a gradient pass: forwards, backwards, weights
 
 
 @dataclass(frozen=True)
@@ -244,9 +247,11 @@ class Problem:
     Args:
         evaluate: (allocations, fidelity, origin) -> trials, answered from the study when known.
         sensitivities: number of tokens -> predicted loss increase of each (layer, level).
-        linearize: (allocation, number of tokens) -> the loss around it.
+        linearize: (allocation, number of tokens, of those before them) -> the loss around it, on
+            search windows in the order of the run's seed; behind the last comes the first.
         window: tokens per window; fidelities are multiples of it.
         tokens: size of the search split.
+        spent: tokens that the strategy has asked for so far, each once; see `metered`.
     """
 
     space: SearchSpace
@@ -254,9 +259,10 @@ class Problem:
     budgets: tuple[Budget, ...]
     evaluate: Evaluate
     sensitivities: Callable[[int], Estimate]
-    linearize: Callable[[Allocation, int], Linearization]
+    linearize: Linearize
     window: int
     tokens: int
+    spent: Callable[[], int] = lambda: 0
 
     def table(self, name: str) -> CostTable:
         """The cost table called `name`."""

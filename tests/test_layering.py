@@ -32,7 +32,7 @@ TIERS = (
             "windows",
             "calibration",
         ),
-        *("config", "study", "mirror", "targets", "latency_store", "latency"),
+        *("config", "effort", "study", "mirror", "targets", "latency_store", "latency"),
     ),
     ("models", "experts", "tracing", "operators", "machine", "backends"),
     (
@@ -51,7 +51,7 @@ TIERS = (
     ("profiler", "latency_cases", "latency_timing", "latency_model"),
     ("exporters", "report"),
     ("output", "result", "evaluator", "session", "scoring", "manifest", "benchmark"),
-    ("estimates", "latency_local", "latency_setup"),
+    ("estimates", "finalists", "latency_local", "latency_setup"),
     ("latency_search",),
     ("pipeline",),
     ("show", "run_commands", "profile_command"),
@@ -65,6 +65,7 @@ SEES_TORCH = {
     *("latency_timing", "profile_command"),
     *("manifest", "sampling", "text", "generation", "benchmark", "run_commands"),
     *("runtime_facts", "lean", "backends", "prefix", "gradients", "linearization", "estimates"),
+    "finalists",
 }
 TORCH_FREE = {place for places in TIERS for place in places} - SEES_TORCH
 FILE_LINES = 300

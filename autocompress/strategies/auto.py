@@ -1,15 +1,19 @@
-"""Auto: ILP for the start, refinement, evolution for the rest, and knowing when to stop."""
+"""Auto: ILP, refinement, exchanges, evolution, each from the best so far, within a token budget."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from autocompress.core import Problem, Trial
-from autocompress.strategies.evolution import Evolution
-from autocompress.strategies.ilp import ILP
+from autocompress.effort import EFFORTS, Plan, plan
+from autocompress.strategies.exchange import Exchange
+from autocompress.strategies.ilp import solve
+from autocompress.strategies.metering import metered
+from autocompress.strategies.racing import race
 from autocompress.strategies.refinement import Refinement
+from autocompress.strategies.uniform import nearest_uniform, uniform_origin
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,40 +21,52 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Auto:
-    """Evolution from the refined ILP's answer, until the tokens are spent or nothing improves.
+    """The default search: every phase starts from the best so far and must beat it in a race.
+
+    Sensitivities and the integer program, raced against the nearest uniform allocation; refinement
+    by gradients at the answers; exchanges of a few layers by the refined prices; then, with what
+    is left, evolution whose surrogate learns from every trial what prices do not say.
 
     Args:
-        tokens: to score in all, those of gradients not counted.
-        patience: generations in a row without an improvement, after which it ends.
-        sensitivity_tokens: tokens that score every level of every layer for the ILP.
-        rounds: of refinement, at most.
-        refinement_tokens: of a linearization, and to compare candidates on in the end. On 8,192
-            tokens of SmolLM2's, refinement gained three times as much on them as on others.
-        generations: of evolution, at most; None is no limit.
-        offspring: candidates per generation.
+        spending: tokens and what they are for; None is what the normal effort affords.
     """
 
-    tokens: int = 196_608
-    patience: int = 2
-    sensitivity_tokens: int = 4096
-    rounds: int = 2
-    refinement_tokens: int = 24_576
-    generations: int | None = None
-    offspring: int = 8
-
-    def __post_init__(self) -> None:
-        self._search()  # checks every setting
+    spending: Plan | None = None
 
     def __call__(self, problem: Problem, rng: np.random.Generator) -> Iterator[Trial]:
-        yield from self._search()(problem, rng)
-
-    def _search(self) -> Evolution:
-        start = ILP(sensitivity_tokens=self.sensitivity_tokens)
-        return Evolution(
-            start=Refinement(start, self.rounds, self.sensitivity_tokens, self.refinement_tokens),
-            stages=((2, 1024), (1, max(1024, self.refinement_tokens))),
-            generations=self.generations,
-            offspring=self.offspring,
-            tokens=self.tokens,
-            patience=self.patience,
+        problem = metered(problem)
+        normal = plan(EFFORTS["normal"], problem.window, problem.tokens)
+        spending = self.spending or normal
+        incumbent = _start(problem, spending)
+        yield incumbent
+        sensitivities = problem.sensitivities(spending.sensitivities)
+        descent = Refinement(
+            steps=spending.steps,
+            sensitivity_tokens=spending.sensitivities,
+            batch=spending.batch,
         )
+        prices, answers = descent.descend(problem, incumbent.allocation)
+        afford = (spending.tokens - problem.spent()) // spending.compare
+        contenders = answers[::-1][: min(spending.contenders, afford)]
+        best, *_ = race(
+            problem, [incumbent.allocation, *contenders], spending.compare, "refinement"
+        )
+        if best.allocation != incumbent.allocation:
+            incumbent = best
+            yield incumbent
+        exchange = Exchange(batch=spending.batch, tokens=spending.compare)
+        seen = spending.sensitivities + spending.steps * spending.batch
+        rounds = exchange.rounds(problem, incumbent, sensitivities, prices, seen, spending.tokens)
+        for incumbent, _ in rounds:
+            yield incumbent
+
+
+def _start(problem: Problem, spending: Plan) -> Trial:
+    """The integer program's answer, or the nearest uniform allocation where that is better."""
+    prices = problem.sensitivities(spending.sensitivities).mean
+    answer = solve(problem.space, problem.costs, problem.budgets, prices)
+    uniform = nearest_uniform(problem)
+    best, *_ = race(problem, [answer, uniform], spending.compare, "ilp")
+    if best.allocation == uniform:
+        return replace(best, origin=uniform_origin(problem, uniform))
+    return best
