@@ -240,8 +240,8 @@ def test_a_beam_that_finds_nothing_proves_nothing(monkeypatch):
 
 
 def test_a_narrow_beam_says_what_it_left_out():
-    prices = np.tile([0.0, 1.0, 2.0], 8) + np.linspace(0, 0.5, 24)
-    owner, costs = np.repeat(np.arange(8), 3), np.tile([3.0, 1.0, 0.0], 8)
+    prices = np.tile([0.0, 1.0, 2.0], 6) + np.linspace(0, 0.5, 18)
+    owner, costs = np.repeat(np.arange(6), 3), np.tile([3.0, 1.0, 0.0], 6)
     whole, every = solve_beam(prices, owner, [(costs, 9.0)])
     few, left_out = solve_beam(prices, owner, [(costs, 9.0)], width=2)
     assert every and not left_out
