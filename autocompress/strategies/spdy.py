@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 Weights = Mapping[str, float]  # coefficient -> how much of it a layer has
 
-DEPTHS: Mapping[str, Callable[[float], float]] = {  # Legendre polynomials of the depth, -1 at the first block and 1 at the last
+DEPTHS: Mapping[
+    str, Callable[[float], float]
+] = {  # Legendre polynomials of the depth, -1 at the first block and 1 at the last
     "linear": lambda x: x,
     "quadratic": lambda x: (3 * x * x - 1) / 2,
     "cubic": lambda x: (5 * x**3 - 3 * x) / 2,
