@@ -293,6 +293,19 @@ def test_a_core_of_one_pick_grows_to_the_best_answer(space, seed, count, slack):
         assert prices[found].sum() == pytest.approx(best, abs=1e-5)
 
 
+def test_a_core_that_cannot_prove_its_answer_grows(monkeypatch):
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        owner, prices = np.repeat(np.arange(6), 12), rng.random(72)
+        rows = [(rng.random(72), 1.5), (rng.random(72), 1.5)]
+        answers = []
+        for core in (1, 1000):
+            monkeypatch.setattr("autocompress.highs.CORE", core)
+            answers.append(solve_highs(prices, owner, rows, 1e-9, math.inf))
+        small, whole = (prices[it].sum() for it in answers)
+        assert small == pytest.approx(whole, abs=1e-5)
+
+
 def large_problem(layers=1000, keys=LARGE_KEYS):
     """Layers with noisy, about convex prices, whole bits and milliseconds that do not follow."""
     rng = np.random.default_rng(0)
