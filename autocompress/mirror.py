@@ -72,7 +72,7 @@ class Mirror:
         """
         import optuna
 
-        with _quiet():
+        with quiet():
             try:
                 study = optuna.create_study(
                     storage=open_storage(storage),
@@ -102,7 +102,7 @@ class Mirror:
         attributes = self._attributes(trial, role)
         if _identity(attributes) in self._mirrored:
             return
-        with _quiet():
+        with quiet():
             try:
                 self._study.add_trial(self._frozen(trial, attributes))
             except OSError as error:
@@ -228,7 +228,7 @@ def _kind(layer: Layer) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Optuna without its messages and experimental warnings, here and nowhere else."""
     import optuna
 

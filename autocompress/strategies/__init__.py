@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 # name -> module and class, imported when asked for
 STRATEGIES = {
     "auto": ("autocompress.strategies.auto", "Auto"),
+    "bayesian": ("autocompress.strategies.bayesian", "Bayesian"),
     "evolution": ("autocompress.strategies.evolution", "Evolution"),
     "evopress": ("autocompress.strategies.evolution", "EvoPress"),
     "ilp": ("autocompress.strategies.ilp", "ILP"),
     "random": ("autocompress.strategies.random_search", "RandomSearch"),
     "refinement": ("autocompress.strategies.refinement", "Refinement"),
+    "spdy": ("autocompress.strategies.spdy", "SPDY"),
     "uniform": ("autocompress.strategies.uniform", "Uniform"),
 }
 
