@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 STRATEGIES = {
     "auto": ("autocompress.strategies.auto", "Auto"),
     "evolution": ("autocompress.strategies.evolution", "Evolution"),
-    "evopress": ("autocompress.strategies.evolution", "EvoPress"),
+    "evopress": ("autocompress.strategies.evopress", "EvoPress"),
     "ilp": ("autocompress.strategies.ilp", "ILP"),
     "random": ("autocompress.strategies.random_search", "RandomSearch"),
     "refinement": ("autocompress.strategies.refinement", "Refinement"),
+    "surrogate": ("autocompress.strategies.surrogate", "SurrogateSearch"),
     "uniform": ("autocompress.strategies.uniform", "Uniform"),
 }
 
