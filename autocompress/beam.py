@@ -35,7 +35,7 @@ def solve_beam(
     costs = np.stack([row for row, _ in rows], axis=1) if rows else np.zeros((len(prices), 0))
     room = np.array([most for _, most in rows], dtype=np.float64)
     starts = np.flatnonzero(np.diff(owner, prepend=-1))
-    worth = _multipliers(prices, costs, room, starts)
+    worth = multipliers(prices, costs, room, starts)
     least = np.minimum.reduceat(costs, starts, axis=0)
     left = np.cumsum(least[::-1], axis=0)[::-1] - least  # of the layers behind each
     price, used = np.zeros(1), np.zeros((1, len(room)))
@@ -63,7 +63,7 @@ def _trace(history: list[tuple[Indices, Indices]], state: int) -> Indices:
     return np.array(chosen[::-1])
 
 
-def _multipliers(
+def multipliers(
     prices: Numbers, costs: Numbers, room: Numbers, starts: Indices
 ) -> Numbers:  # (limits,)
     """Worth of a unit of each limit at which the best pick of every layer just fits."""

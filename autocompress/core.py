@@ -247,6 +247,8 @@ class Problem:
         linearize: (allocation, number of tokens) -> the loss around it.
         window: tokens per window; fidelities are multiples of it.
         tokens: size of the search split.
+        spent: tokens scored until now. A search that is replayed is told what it was told the
+            first time: what had been spent when the latest answer was first given.
     """
 
     space: SearchSpace
@@ -257,6 +259,7 @@ class Problem:
     linearize: Callable[[Allocation, int], Linearization]
     window: int
     tokens: int
+    spent: Callable[[], int] = lambda: 0
 
     def table(self, name: str) -> CostTable:
         """The cost table called `name`."""

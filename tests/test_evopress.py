@@ -1,5 +1,6 @@
 """EvoPress as its authors' `evo_quant_search.py` does it: what is drawn, scored and kept."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_every_stage_draws_windows_of_its_own_and_the_last_scores_the_parent():
         offspring = {t.allocation for t in stages[0]}
         assert len(offspring) == 9
         assert parent not in offspring
-        for before, after in zip(stages[:-1], stages[1:], strict=True):
+        for before, after in itertools.pairwise(stages):
             best = sorted(before, key=lambda t: t.loss)[: len(after) - (after is stages[2])]
             assert {t.allocation for t in after} - {parent} == {t.allocation for t in best}
         assert parent in {t.allocation for t in stages[2]}

@@ -55,7 +55,8 @@ def test_names_find_classes():
 def test_an_unknown_name_lists_the_known_and_the_nearest():
     with pytest.raises(
         ConfigError,
-        match=r"auto, evolution, evopress, ilp, random, refinement, surrogate, uniform\. .*mean 'evolution'",
+        match=r"auto, evolution, evopress, ilp, random, refinement, surrogate, uniform\. .*"
+        "mean 'evolution'",
     ):
         find_strategy("evolutoin")
 

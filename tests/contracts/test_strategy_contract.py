@@ -26,7 +26,10 @@ BUDGETS = {
 }
 
 
-FEWER = {"evopress": {"generations": 3, "offspring": 20}}  # in place of thousands of candidates
+FEWER = {  # in place of thousands of candidates
+    "evopress": {"generations": 3, "offspring": 20},
+    "surrogate": {"generations": 3, "pool": 40},
+}
 
 
 @pytest.fixture(params=sorted(STRATEGIES))
