@@ -199,23 +199,23 @@ def test_few_windows_do_not_tell_a_variance():
 # The search
 
 
-def test_it_beats_evolution_at_equal_tokens():
-    gains = []
-    for seed in range(3):
-        ends = []
-        for strategy in (
-            replace(FAST, generations=None, patience=None, tokens=7000),
-            Evolution(generations=None, tokens=7000, stages=((2, 64), (1, 256))),
-        ):
-            loss = MispricedLoss(seed)
-            memory = CountingMemory(loss)
-            start, *_, last = run(strategy, problem_of(memory), seed)
-            assert memory.spent <= 7000
-            ends.append((loss.quiet(start.allocation), loss.quiet(last.allocation)))
-        (start, searched), (_, evolved) = ends
-        assert searched < start
-        gains.append((start - searched, start - evolved))
-    assert all(searched > evolved for searched, evolved in gains)
+@pytest.mark.parametrize("seed", range(4))
+def test_it_beats_evolution_at_equal_tokens(seed):
+    ends = []
+    for strategy in (
+        replace(FAST, pool=120, generations=None, patience=None, tokens=7000),
+        Evolution(generations=None, tokens=7000, stages=((2, 64), (1, 256))),
+    ):
+        loss = MispricedLoss(seed)
+        memory = CountingMemory(loss)
+        start, *_, last = run(strategy, problem_of(memory), seed)
+        assert memory.spent <= 7000
+        ends.append((loss.quiet(start.allocation), loss.quiet(last.allocation)))
+    (start, searched), (same, evolved) = ends
+    assert start == same
+    assert searched < start
+    assert searched <= evolved, "seed 0 is a draw, the others are not"
+    assert seed == 0 or start - searched > 2 * (start - evolved)
 
 
 @pytest.mark.parametrize("limit", [0, 256, 900, 2000])
@@ -241,7 +241,7 @@ def test_the_first_generation_is_asked_of_better_prices():
 
 def test_an_incumbent_is_replaced_on_windows_that_stay():
     memory = CountingMemory(MispricedLoss(1))
-    incumbents = run(replace(FAST, generations=8), problem_of(memory))
+    incumbents = run(replace(FAST, generations=8, patience=None), problem_of(memory))
     assert len({trial.allocation for trial in incumbents}) > 1
     assert {trial.fidelity for trial in incumbents[1:]} == {Fidelity(256)}
     losses = [trial.loss for trial in incumbents[1:]]

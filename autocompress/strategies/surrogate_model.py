@@ -180,16 +180,17 @@ def expected_improvement(mean: Numbers, deviation: Numbers) -> Numbers:
     """How far below 0 a normal variable is expected to be, counting 0 where it is above."""
     from scipy.special import ndtr
 
-    z = np.clip(-mean / np.maximum(deviation, 1e-30), -30.0, 30.0)
+    z = np.clip(-mean / np.maximum(deviation, 1e-30), -30.0, 30.0)  # of which all is known
     density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    improvement: Numbers = deviation * (z * ndtr(z) + density)
+    improvement: Numbers = deviation * density - mean * ndtr(z)
     return improvement
 
 
 def most_promising(mean: Numbers, covariance: Numbers, noise: float, count: int) -> list[int]:
     """Candidates of most expected improvement, one after the other.
 
-    After each the others know what its measurement would tell, so that equals are not all taken.
+    Each is believed to be what its mean says: the next must improve on that, and knows what the
+    measurement would tell, so that equals are not all taken.
 
     Args:
         mean: (candidates,), loss above the incumbent's.
@@ -200,15 +201,16 @@ def most_promising(mean: Numbers, covariance: Numbers, noise: float, count: int)
         Ginsbourger et al., "Kriging is well-suited to parallelize optimization", 2010 (the
         Kriging believer).
     """
-    left = covariance.copy()
+    left, best = covariance.copy(), 0.0
     chosen: list[int] = []
     for _ in range(min(count, len(mean))):
         deviation = np.sqrt(np.maximum(left.diagonal(), 0.0))
-        promise = expected_improvement(mean, deviation)
+        promise = expected_improvement(mean - best, deviation)
         promise[chosen] = -math.inf
-        best = int(promise.argmax())
-        chosen.append(best)
-        left -= np.outer(left[best], left[best]) / (left[best, best] + noise)
+        pick = int(promise.argmax())
+        chosen.append(pick)
+        best = min(best, float(mean[pick]))
+        left -= np.outer(left[pick], left[pick]) / (left[pick, pick] + noise)
     return chosen
 
 
