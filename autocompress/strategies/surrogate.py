@@ -58,7 +58,7 @@ class SurrogateSearch:
     generations: int | None = 8
     tokens: int | None = None
     patience: int | None = 3
-    pool: int = 500
+    pool: int = 250
     offspring: int = 6
     screen: int = 1024
     survivors: int = 2
