@@ -37,7 +37,7 @@ def solve_beam(
     costs = np.stack([row for row, _ in rows], axis=1) if rows else np.zeros((len(prices), 0))
     room = np.array([most for _, most in rows], dtype=np.float64)
     starts = np.flatnonzero(np.diff(owner, prepend=-1))
-    worth = _multipliers(prices, owner, rows)
+    worth = multipliers(prices, owner, rows)
     least = np.minimum.reduceat(costs, starts, axis=0)
     left = np.cumsum(least[::-1], axis=0)[::-1] - least  # of the layers behind each
     near = _near(prices + costs @ worth, costs, owner, starts)
@@ -79,7 +79,7 @@ def _trace(history: list[tuple[Indices, Indices]], state: int) -> Indices:
     return np.array(chosen[::-1])
 
 
-def _multipliers(prices: Numbers, owner: Indices, rows: Sequence[Row]) -> Numbers:  # (limits,)
+def multipliers(prices: Numbers, owner: Indices, rows: Sequence[Row]) -> Numbers:  # (limits,)
     """Worth of a unit of each limit at which the best pick of every layer about fits."""
     try:
         return lower_bound(prices, owner, rows).worth

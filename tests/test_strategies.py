@@ -19,7 +19,7 @@ from autocompress.errors import BudgetError, ConfigError
 from autocompress.knapsack import cheapest
 from autocompress.levels import parse_level
 from autocompress.strategies import STRATEGIES, find_strategy
-from autocompress.strategies.evolution import Evolution, EvoPress
+from autocompress.strategies.evolution import Evolution
 from autocompress.strategies.ilp import ILP
 from autocompress.strategies.mutation import LevelSwitch
 from autocompress.strategies.random_search import RandomSearch
@@ -187,19 +187,6 @@ def test_early_stages_draw_new_windows_and_the_last_never_does():
         finalists = [last[t.allocation] for t in best]
         assert incumbents[generation] == min([parent, *finalists], key=lambda t: t.loss)
     assert set(incumbents) <= set(last.values())
-
-
-def test_evopress_draws_new_windows_for_the_last_stage_too():
-    memory = Memory(SPACE, COSTS)
-    problem = toy_problem(SPACE, [bits(3.5)], COSTS, memory)
-    plan = EvoPress(generations=5, offspring=4, stages=((2, 32), (1, 64)))
-    incumbents = run(plan, problem)
-    assert incumbents[0].allocation == nearest_uniform(problem)
-    for generation, trial in enumerate(incumbents[1:], start=1):
-        assert trial.fidelity == Fidelity(64, generation)
-        assert incumbents[generation - 1].allocation in {
-            t.allocation for t in memory.trials if t.fidelity == trial.fidelity
-        }, "the parent is scored on the new windows"
 
 
 def test_random_search_stays_in_the_budget_and_keeps_the_best():

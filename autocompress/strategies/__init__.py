@@ -19,11 +19,12 @@ STRATEGIES = {
     "auto": ("autocompress.strategies.auto", "Auto"),
     "bayesian": ("autocompress.strategies.bayesian", "Bayesian"),
     "evolution": ("autocompress.strategies.evolution", "Evolution"),
-    "evopress": ("autocompress.strategies.evolution", "EvoPress"),
+    "evopress": ("autocompress.strategies.evopress", "EvoPress"),
     "ilp": ("autocompress.strategies.ilp", "ILP"),
     "random": ("autocompress.strategies.random_search", "RandomSearch"),
     "refinement": ("autocompress.strategies.refinement", "Refinement"),
     "spdy": ("autocompress.strategies.spdy", "SPDY"),
+    "surrogate": ("autocompress.strategies.surrogate", "SurrogateSearch"),
     "uniform": ("autocompress.strategies.uniform", "Uniform"),
 }
 

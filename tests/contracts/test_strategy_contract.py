@@ -30,6 +30,7 @@ FEWER = {  # candidates, in place of dozens or thousands
     "bayesian": {"candidates": 14},
     "evopress": {"generations": 3, "offspring": 20},
     "spdy": {"candidates": 14},
+    "surrogate": {"generations": 3, "pool": 40},
 }
 
 
