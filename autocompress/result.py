@@ -142,6 +142,7 @@ def trial_facts(problem: Problem, study: Study) -> list[dict[str, Any]]:
                 "split": trial.fidelity.split,
                 "tokens": trial.fidelity.tokens,
                 "seed": trial.fidelity.seed,
+                "every": trial.fidelity.every,
             }
         )
     return rows
