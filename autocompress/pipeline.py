@@ -108,14 +108,7 @@ def run_search(config: StudyConfig, progress: Progress | None = None) -> Result:
         session.progress,
     )
     recorded = predicted_costs(session, limit)
-    with Study(
-        config.run_folder,
-        session.space,
-        recorded,
-        session.facts(),
-        evaluator,
-        together=evaluator.together,
-    ) as study:
+    with Study(config.run_folder, session.space, recorded, session.facts(), evaluator) as study:
         complete_database(session)
         problem = Problem(
             space=space,

@@ -11,23 +11,33 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from autocompress.core import Allocation, CostTable, Fidelity, Score, SearchSpace, Trial
 from autocompress.errors import OutputError, SpaceError, StudyError
-from autocompress.files import exclusive, write_json
+from autocompress.files import exclusive
 from autocompress.jsonl import JsonLines, Row, damaged, write_row
 from autocompress.levels import parse_level
+from autocompress.run_facts import check_facts
 
 Measure = Callable[[Allocation, Fidelity, int], Score]  # (…, windows known): of those behind
-Together = Callable[[Sequence[Allocation], Fidelity, int], Sequence[Score]]  # of several at once
+
+
+@runtime_checkable
+class Together(Protocol):
+    """A measure that scores several allocations at once for less than one by one."""
+
+    def together(
+        self, allocations: Sequence[Allocation], fidelity: Fidelity, known: int
+    ) -> Sequence[Score]:
+        """Their scores, in order, on all but the first `known` windows."""
+
 
 GROUP = 8  # allocations scored at once at most
 GROUP_TOKENS = 1 << 16  # that they score at most: what a kill may lose
 
 LOCK = "study.lock"
 FORMAT = 2  # of the rows
-FACTS = "study.json"
 TABLE = "evaluations.jsonl"
 
 
@@ -47,9 +57,8 @@ class Study:
         facts: what the losses depend on (fingerprints of model, calibration, space, database);
             a folder that was recorded under other facts is refused. Values are JSON.
         score: (allocation, fidelity, known) -> its score on all but the first `known` windows of
-            the fidelity; the expensive part.
+            the fidelity; the expensive part. What can score several `Together` is asked to.
         clock: seconds, for the recorded duration.
-        together: the same of several allocations; None scores one after the other.
 
     Attributes:
         trials: all finished evaluations by number.
@@ -70,16 +79,13 @@ class Study:
         facts: Mapping[str, Any],
         score: Measure,
         clock: Callable[[], float] = time.perf_counter,
-        together: Together | None = None,
     ) -> None:
         self.path = path
         self.trials: list[Trial] = []
         self.fresh = 0
         self.spent: Counter[str] = Counter()
         self.spent_until: list[int] = []
-        self._space, self._costs, self._clock = space, tuple(costs), clock
-        self._together = together or (lambda them, *rest: [score(one, *rest) for one in them])
-        self._group = GROUP if together else 1  # what took long alone is recorded alone
+        self._space, self._costs, self._score, self._clock = space, tuple(costs), score, clock
         as_read = json.loads(write_row(facts))  # tuples are lists
         self._facts = {"format": FORMAT, **as_read}
         self._known: dict[tuple[str, Fidelity], Trial] = {}
@@ -95,7 +101,7 @@ class Study:
                     f"a study must be able to write its folder '{self.path}'. Got: {error}. "
                     "Choose another folder."
                 ) from error
-            _check_facts(self.path, self._facts)
+            check_facts(self.path, TABLE, self._facts)
             self._table = opened.enter_context(closing(JsonLines(self.path / TABLE)))
             for line, row in enumerate(self._table.load(), start=1):
                 self._remember(row, line)
@@ -154,7 +160,8 @@ class Study:
         alike: defaultdict[int, list[Allocation]] = defaultdict(list)
         for allocation in sorted(fresh, key=lambda it: [str(level) for level in it.levels]):
             alike[len(self._shared(allocation, fidelity)[0].losses)].append(allocation)
-        size = min(self._group, max(1, GROUP_TOKENS // fidelity.tokens))
+        most = GROUP if isinstance(self._score, Together) else 1
+        size = min(most, max(1, GROUP_TOKENS // fidelity.tokens))
         return [
             (k, them[i : i + size]) for k, them in alike.items() for i in range(0, len(them), size)
         ]
@@ -167,7 +174,7 @@ class Study:
         shared = [self._shared(allocation, fidelity) for allocation in group]
         rest: Sequence[Score] = [Score((), ())] * len(group)
         if shared[0][1] < fidelity.tokens:
-            rest = self._together(group, fidelity, known)
+            rest = self._measure(group, fidelity, known)
         seconds = (self._clock() - start) / len(group)
         for allocation, (before, tokens), behind in zip(group, shared, rest, strict=True):
             score = before.then(_finite(behind))
@@ -175,6 +182,13 @@ class Study:
             self._table.append(self._rows(trial, fidelity.tokens - tokens, seconds))
             self._add(trial, fidelity.tokens - tokens)
             self.fresh += 1
+
+    def _measure(
+        self, group: Sequence[Allocation], fidelity: Fidelity, known: int
+    ) -> Sequence[Score]:
+        if isinstance(self._score, Together):
+            return self._score.together(group, fidelity, known)
+        return [self._score(allocation, fidelity, known) for allocation in group]
 
     def _shared(self, allocation: Allocation, fidelity: Fidelity) -> tuple[Score, int]:
         """What is known of the first windows of a fidelity, and how many tokens they are."""
@@ -274,24 +288,3 @@ def _two_runs(path: Path) -> str:
         f"a study must have one run at a time. Got two runs on one study, '{path}'. "
         "Wait for the other run, or use another folder."
     )
-
-
-def _check_facts(path: Path, facts: Row) -> None:
-    """Compare with the facts of the first run, or write them when this is it."""
-    file = path / FACTS
-    if not file.exists():
-        if (path / TABLE).exists() and (path / TABLE).stat().st_size:
-            raise StudyError(f"'{path}' must have {FACTS} beside {TABLE}. Use another folder.")
-        return write_json(file, facts)
-    try:
-        before = dict(json.loads(file.read_bytes()))
-    except (TypeError, ValueError) as error:
-        raise StudyError(f"'{file}' must be JSON. Got: {error}. Use another folder.") from error
-    other = sorted(key for key in before.keys() | facts.keys() if before.get(key) != facts.get(key))
-    if other:
-        changes = "; ".join(f"{key} {before.get(key)!r} is now {facts.get(key)!r}" for key in other)
-        raise StudyError(
-            f"a study must continue with the facts it began with. Got other {', '.join(other)} "
-            f"in '{path}' ({changes}). Use another folder, or the former settings."
-        )
-    return None

@@ -16,17 +16,20 @@ AT = Fidelity(320)  # five windows: two batches
 
 @pytest.fixture
 def make(tiny, tiny_space, tiny_database, tiny_windows, tmp_path):
-    evaluators = []
+    """Evaluators that know nothing, one at a time: they share the model."""
+    made: list[Evaluator] = []
 
     def evaluator() -> Evaluator:
-        evaluators.append(
+        for former in made:
+            former.stitched.restore()
+        made[:] = [
             Evaluator(tiny.model, tiny_space, tiny_database, tiny_windows, tmp_path, Silent())
-        )
-        return evaluators[-1]
+        ]
+        return made[0]
 
     yield evaluator
-    for one in evaluators:
-        one.stitched.restore()
+    for last in made:
+        last.stitched.restore()
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ TIERS = (
             "windows",
             "calibration",
         ),
-        *("config", "study", "mirror", "targets", "latency_store", "latency"),
+        *("config", "study", "run_facts", "mirror", "targets", "latency_store", "latency"),
     ),
     ("models", "experts", "tracing", "operators", "machine", "backends"),
     (

@@ -132,15 +132,14 @@ class Groups:
     def __init__(self, fail_at=None):
         self.asked, self._fail_at, self.loss = [], fail_at, ToyLoss(SPACE)
 
-    def __call__(self, allocations, fidelity, known):
+    def __call__(self, allocation, fidelity, known):
+        raise AssertionError("asked for one alone")
+
+    def together(self, allocations, fidelity, known):
         if len(self.asked) == self._fail_at:
             raise KeyboardInterrupt
         self.asked.append((list(allocations), known))
         return [self.loss(allocation, fidelity, known) for allocation in allocations]
-
-
-def together(path, groups):
-    return Study(path, SPACE, COSTS, FACTS, ToyLoss(SPACE), together=groups)
 
 
 MANY = [
@@ -153,7 +152,7 @@ MANY = [
 
 def test_several_are_scored_together_and_are_what_they_are_alone(tmp_path):
     groups = Groups()
-    with together(tmp_path / "together", groups) as study:
+    with open_study(tmp_path / "together", groups) as study:
         trials = study.evaluate([*MANY, MANY[0]], AT, "x")
         assert [len(them) for them, _ in groups.asked] == [8, 8, 2]
         asked = [it for them, _ in groups.asked for it in them]
@@ -170,7 +169,7 @@ def test_several_are_scored_together_and_are_what_they_are_alone(tmp_path):
 
 def test_a_group_has_the_same_windows_behind_it(tmp_path):
     groups = Groups()
-    with together(tmp_path, groups) as study:
+    with open_study(tmp_path, groups) as study:
         study.evaluate(MANY[:2], Fidelity(32, seed=3), "x")
         trials = study.evaluate(MANY[:5], AT, "x")
         assert sorted((len(them), known) for them, known in groups.asked[1:]) == [(2, 2), (3, 0)]
@@ -181,7 +180,7 @@ def test_a_group_has_the_same_windows_behind_it(tmp_path):
 def test_an_interruption_loses_one_group_of_limited_tokens(tmp_path):
     long = Fidelity(1 << 14)
     with (
-        together(tmp_path, groups := Groups(fail_at=1)) as study,
+        open_study(tmp_path, groups := Groups(fail_at=1)) as study,
         pytest.raises(KeyboardInterrupt),
     ):
         study.evaluate(MANY, long, "x")

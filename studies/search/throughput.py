@@ -135,7 +135,7 @@ def timed(
     space = evaluator.stitched.space
     with (
         tempfile.TemporaryDirectory() as folder,
-        Study(Path(folder), space, (), {}, evaluator, together=evaluator.together) as study,
+        Study(Path(folder), space, (), {}, evaluator) as study,
     ):
         start = time.perf_counter()
         trials = study.evaluate(group, fidelity, load)
