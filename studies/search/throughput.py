@@ -1,14 +1,14 @@
 """Candidates scored per second beside a plain full forward for each, in interleaved rounds.
 
-python studies/search/throughput.py offspring WORK_FOLDER --rounds 3
-python studies/search/throughput.py apart WORK_FOLDER --rounds 3
-python studies/search/throughput.py ranks WORK_FOLDER  # what a subset of the positions tells
+python studies/search/throughput.py WORK_FOLDER offspring orphans apart --rounds 5
+python studies/search/throughput.py WORK_FOLDER ranks --tokens 4096  # what some positions tell
 
 WORK_FOLDER holds the level database of `space.toml`, which is built when it is missing. Loads are
 groups of 8 candidates on `--tokens` search tokens:
 
 - offspring: they differ from their parent in 2 to 6 random layers. A search has scored the parent
-  before, so its pass is not timed; the same without it is `orphans`;
+  before, so its pass is not timed;
+- orphans: the same, and nothing of the parent is kept;
 - apart: all layers take random levels, so that nothing is shared.
 
 The plain pass of a candidate stitches, calls the model on the same windows, and takes the same
@@ -46,9 +46,11 @@ from autocompress.session import complete_database, open_session
 from autocompress.study import Study
 
 SPACE = Path(__file__).with_name("space.toml")
+LOADS = ("offspring", "orphans", "apart")
+SIDES = ("plain", "shared", "some")  # what is timed in turns
 PARENT = "w3g64"
 GROUP = 8
-PLAIN = 3  # candidates of a group that the plain pass is timed on
+PLAIN = 2  # candidates of a group that the plain pass is timed on
 EVERY = 8  # of `some`, which scores one in so many positions
 SUBSETS = (1, 2, 4, 8, 16, 32)
 
@@ -58,17 +60,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("offspring", "apart", "ranks"))
     parser.add_argument("work", type=Path)
+    parser.add_argument("what", nargs="+", choices=(*LOADS, "ranks"))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=2048, help="of a candidate")
+    parser.add_argument("--tokens", type=int, default=1024, help="of a candidate")
     parser.add_argument("--candidates", type=int, default=16, help="of `ranks`")
     arguments = parser.parse_args()
     evaluator = open_evaluator(arguments.work)
-    if arguments.what == "ranks":
-        ranks(evaluator, arguments.candidates, arguments.tokens)
-    else:
-        speed(evaluator, arguments.what, arguments.rounds, arguments.tokens)
+    for what in arguments.what:
+        if what == "ranks":
+            ranks(evaluator, arguments.candidates, arguments.tokens)
+        else:
+            speed(evaluator, what, arguments.rounds, arguments.tokens)
 
 
 def open_evaluator(work: Path) -> Evaluator:
@@ -98,10 +101,12 @@ def speed(evaluator: Evaluator, load: str, rounds: int, tokens: int) -> None:
     for _ in range(rounds):
         group = draw(evaluator, load, rng)
         found: dict[str, list[Score]] = {}
-        for side in rng.permutation(sides(load)):
+        for side in rng.permutation(SIDES):
             rate, found[side] = timed(evaluator, load, side, group, tokens)
             rates.setdefault(side, []).append(rate)
         errors.append(difference(found["shared"], found["plain"]))
+        now = ", ".join(f"{side} {values[-1]:.3f}" for side, values in rates.items())
+        print(f"{load}, round {len(errors)}: {now} candidates/s", flush=True)
     for side, values in rates.items():
         ratios = [a / b for a, b in zip(values, rates["plain"], strict=True)]
         print(
@@ -115,18 +120,13 @@ def speed(evaluator: Evaluator, load: str, rounds: int, tokens: int) -> None:
     )
 
 
-def sides(load: str) -> list[str]:
-    """What is timed in turns."""
-    return ["plain", "shared", "some", *(["orphans"] if load == "offspring" else [])]
-
-
 def timed(
     evaluator: Evaluator, load: str, side: str, group: list[Allocation], tokens: int
 ) -> tuple[float, list[Score]]:
     """Candidates per second of one side, and their scores."""
     fidelity = Fidelity(tokens, every=EVERY if side == "some" else 1)
     evaluator.forward.forget()
-    if load == "offspring" and side in ("shared", "some"):
+    if load == "offspring" and side != "plain":
         evaluator(parent_of(evaluator), fidelity)
     if side == "plain":
         start = time.perf_counter()
