@@ -77,7 +77,7 @@ class Study:
         space: SearchSpace,
         costs: Sequence[CostTable],
         facts: Mapping[str, Any],
-        score: Measure,
+        score: Measure | Together,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.path = path
