@@ -116,11 +116,19 @@ class Fidelity:
         tokens: number of tokens, whole windows.
         seed: picks the windows out of the split.
         split: 'search', 'validate' or 'test'.
+        every: one in so many positions of a window is scored, 1 to the window's tokens. The
+            others are read all the same, so they count as tokens; they only spare the head.
     """
 
     tokens: int
     seed: int = 0
     split: str = "search"
+    every: int = 1
+
+    @property
+    def positions(self) -> slice:
+        """What is scored of a window: the middle of each `every` positions."""
+        return slice((self.every - 1) // 2, None, self.every)
 
 
 @dataclass(frozen=True)
@@ -272,15 +280,15 @@ class Problem:
         """Whether the allocation meets every budget."""
         return all(self.table(b.cost).total(allocation) <= b.limit for b in self.budgets)
 
-    def fidelity(self, tokens: int, seed: int = 0) -> Fidelity:
+    def fidelity(self, tokens: int, seed: int = 0, every: int = 1) -> Fidelity:
         """Whole windows of at most `tokens` tokens of the search split, one at least.
 
         All windows are the same windows under any seed, so the whole split has seed 0.
         """
         windows, available = max(1, tokens // self.window), max(1, self.tokens // self.window)
         if windows >= available:
-            return Fidelity(available * self.window)
-        return Fidelity(windows * self.window, seed)
+            return Fidelity(available * self.window, every=every)
+        return Fidelity(windows * self.window, seed, every=every)
 
 
 class Strategy(Protocol):

@@ -140,6 +140,7 @@ class Mirror:
             "split": trial.fidelity.split,
             "tokens": trial.fidelity.tokens,
             "seed": trial.fidelity.seed,
+            "every": trial.fidelity.every,
             **costs,
         }
 
@@ -193,7 +194,8 @@ def _cut_torn_line(path: Path) -> None:
 
 def _identity(attributes: Mapping[str, object]) -> tuple[object, ...]:
     """What makes a trial itself; numbers differ between runs that share a storage."""
-    return tuple(attributes[name] for name in ("allocation", "tokens", "seed", "split"))
+    same = tuple(attributes[name] for name in ("allocation", "tokens", "seed", "split"))
+    return (*same, attributes.get("every", 1))
 
 
 def _bits(layers: Sequence[Layer], levels: Sequence[Level]) -> float:

@@ -147,6 +147,7 @@ def trial_facts(problem: Problem, study: Study, predicted: Sensitivities) -> lis
                 "split": trial.fidelity.split,
                 "tokens": trial.fidelity.tokens,
                 "seed": trial.fidelity.seed,
+                "every": trial.fidelity.every,
             }
         )
     return rows

@@ -34,7 +34,16 @@ TIERS = (
             "windows",
             "calibration",
         ),
-        *("config", "effort", "study", "mirror", "targets", "latency_store", "latency"),
+        *(
+            "config",
+            "effort",
+            "study",
+            "run_facts",
+            "mirror",
+            "targets",
+            "latency_store",
+            "latency",
+        ),
     ),
     ("models", "experts", "tracing", "operators", "machine", "backends"),
     (
