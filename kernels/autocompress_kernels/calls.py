@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ FEW = 32  # rows of x up to which the kernels themselves are used in every mode
 TILE_BYTES = 1 << 20  # dequantized weights at a time: they stay in the L2 cache
 TYPES = {torch.float32: 0, torch.bfloat16: 1}  # of x and y
 MATRIX = struct.Struct("@qqiiiiPqPqPqPqPq")  # struct ack_matrix
+MOST = 8  # matrices of one call: ACK_MOST_MATRICES
 Part = Tensor | None
 
 
@@ -108,12 +110,7 @@ def multiply(
     Raises:
         ValueError: a buffer of the weight is too small, or its numbers do not go together.
     """
-    stride = width
-    if not x.is_contiguous():
-        x = x.reshape(-1, width)
-        if x.stride(1) != 1 or x.stride(0) < width:
-            x = x.contiguous()
-        stride = x.stride(0)
+    x, stride = _by_rows(x, width)
     count = x.numel() // width
     if not count:
         return
@@ -139,6 +136,60 @@ def multiply(
     )
     if code:
         raise failure(code, _described(weight))
+
+
+def multiply_all(
+    x: Tensor,  # (..., width), checked
+    weights: bytes,  # of `matrix`, at most MOST side by side
+    biases: Sequence[Part],  # (rows,), float32, contiguous, one of each weight
+    ys: Sequence[Tensor],  # (..., rows), contiguous, of x's type
+    width: int,
+    mode: int,
+) -> None:
+    """y = x W^T + bias for each weight, in one call. Not for what `multiply` leaves to BLAS.
+
+    Raises:
+        ValueError: as `multiply`.
+    """
+    x, stride = _by_rows(x, width)
+    count = x.numel() // width
+    if not count:
+        return
+    library, kind = load(), TYPES[x.dtype]
+    pointers = struct.Struct(f"@{len(ys)}P")
+    code = library.linears(
+        weights,
+        len(ys),
+        mode,
+        count,
+        x.data_ptr(),
+        kind,
+        stride,
+        pointers.pack(*(0 if bias is None else bias.data_ptr() for bias in biases)),
+        pointers.pack(*(y.data_ptr() for y in ys)),
+        kind,
+        library.parallel,
+        torch.get_num_threads(),
+    )
+    if code:
+        raise failure(code, _described(weights[: MATRIX.size]))
+
+
+def same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two contiguous tensors have one type, one shape and the same bytes."""
+    if a.dtype is not b.dtype or a.shape != b.shape:
+        return False
+    return bool(load().equal(a.data_ptr(), b.data_ptr(), a.nbytes))
+
+
+def _by_rows(x: Tensor, width: int) -> tuple[Tensor, int]:
+    """x as the library reads it, and the elements from one row to the next."""
+    if x.is_contiguous():
+        return x, width
+    x = x.reshape(-1, width)
+    if x.stride(1) != 1 or x.stride(0) < width:
+        x = x.contiguous()
+    return x, x.stride(0)
 
 
 def _by_tiles(
