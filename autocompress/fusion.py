@@ -21,30 +21,12 @@ from autocompress.backends import BACKENDS, Together
 from autocompress.tracing import input_groups
 
 
-class _Kept:
-    """What one call computed for others.
-
-    Args:
-        fused: whose call it was.
-        x: its input; everything is let go as soon as it is.
-        outputs: by the place of their module.
-    """
-
-    def __init__(self, fused: Fused, x: Tensor, outputs: dict[int, Tensor]) -> None:
-        self.fused, self.outputs, self.copies = fused, outputs, [x.clone()]
-        copies = self.copies  # not self: the callback must not keep what it empties
-
-        def forget(_: object) -> None:
-            outputs.clear()
-            copies.clear()
-
-        self.x = weakref.ref(x, forget)
-
-
 class _Slot(threading.local):
-    """The last call of a thread, until all of it is taken."""
+    """What the last call of a thread computed for others, until all of it is taken."""
 
-    kept: _Kept | None = None
+    fused: Fused | None = None
+    x: weakref.ref[Tensor] | None = None
+    held: dict[Any, Tensor] | None = None  # module -> its output; None -> a copy of x
 
 
 _slot = _Slot()
@@ -59,7 +41,7 @@ class Fused:
     """
 
     def __init__(self, modules: Sequence[Any], together: Together) -> None:
-        self.modules, self.together = tuple(modules), together
+        self.first, self.others, self.together = modules[0], tuple(modules[1:]), together
 
     def __call__(self, module: Any, x: Tensor) -> Tensor | None:
         """The module's output, or None where it must compute alone.
@@ -67,32 +49,34 @@ class Fused:
         Under `torch.compile` modules always compute alone: a graph cannot ask at run time whether
         its input is the tensor of the call before.
         """
-        if torch.compiler.is_compiling() or not self.together.fits(x):
+        if torch.compiler.is_compiling():
             return None
-        if module is self.modules[0]:
-            return self._lead(x)
-        return self._take(module, x)
+        return self._lead(x) if module is self.first else self._take(module, x)
 
-    def _lead(self, x: Tensor) -> Tensor:
-        outputs = self.together(x, [module.bias for module in self.modules])
-        _slot.kept = _Kept(self, x, dict(enumerate(outputs[1:], start=1)))
-        return outputs[0]
+    def _lead(self, x: Tensor) -> Tensor | None:
+        if not self.together.fits(x):
+            return None
+        biases = [self.first.bias, *(module.bias for module in self.others)]
+        first, *rest = self.together(x, biases)
+        held = dict(zip((*self.others, None), (*rest, x.clone()), strict=True))
+        _slot.fused, _slot.held = self, held
+        _slot.x = weakref.ref(x, lambda _: held.clear())  # nothing outlives the input
+        return first
 
     def _take(self, module: Any, x: Tensor) -> Tensor | None:
-        kept = _slot.kept
-        if kept is None or kept.fused is not self or kept.x() is not x:
+        if _slot.fused is not self or _slot.x is None or _slot.x() is not x:
             return None
-        if not self.together.same(x, kept.copies[0]):
+        held = _slot.held
+        if not held or not self.together.same(x, held[None]):
             return None
-        place = next(i for i, one in enumerate(self.modules) if one is module)
-        found = kept.outputs.pop(place, None)
-        if not kept.outputs:
-            _slot.kept = None
+        found = held.pop(module, None)  # once: whoever gets it may write into it
+        if len(held) == 1:
+            _slot.fused = _slot.x = _slot.held = None
         return found
 
     def dissolve(self) -> None:
         """Let every module compute alone from now on."""
-        for module in self.modules:
+        for module in (self.first, *self.others):
             module.fused = None
 
 

@@ -155,11 +155,10 @@ def test_nothing_is_kept_longer_than_needed(model: Any) -> None:
     x, module = inputs(1, 3), attention(model)
     for name in ROWS:
         getattr(module, name)(x)
-    assert _slot.kept is None, "all of it was taken"
+    assert _slot.held is None, "all of it was taken"
     module.q_proj(x)
-    kept = _slot.kept
-    assert kept is not None
-    held = [weakref.ref(tensor) for tensor in (*kept.outputs.values(), *kept.copies)]
+    assert _slot.held is not None
+    held = [weakref.ref(tensor) for tensor in _slot.held.values()]
     assert len(held) == 3
     del x
     gc.collect()

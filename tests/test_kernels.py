@@ -208,8 +208,12 @@ def test_weights_multiplied_in_one_call_must_fit_together():
     assert [y.shape for y in kernels.linears(x[:0], weights)] == [(0, 16), (0, 48)]
     with pytest.raises(ValueError, match="x must have 64 inputs"):
         kernels.linears(x, [weights[0], weight(16, 64)])
-    with pytest.raises(ValueError, match=r"2 biases\. Got 1"):
+    with pytest.raises(ValueError, match="Got 2 weights and 1 biases"):
         kernels.linears(x, weights, [None])
+    with pytest.raises(ValueError, match="Got 0 weights"):
+        kernels.linears(x, [])
+    with pytest.raises(ValueError, match="must have one width"):
+        kernels.ops.linears_of([weights[0], weight(16, 64)], "a8")
 
 
 @pytest.mark.parametrize("mode", ["a16", "a32"])

@@ -121,21 +121,24 @@ class Native:
 
 
 class NativeTogether:
-    """Placed ops of one width and mode."""
+    """Placed ops of one width and mode. Their descriptions for the library are made once."""
 
     def __init__(self, ops: Sequence[NativeOp]) -> None:
         from autocompress_kernels import calls
-        from autocompress_kernels import ops as kernels
+        from autocompress_kernels.ops import linears_of, unwatched
 
-        self._weights, self._mode = [op.packed for op in ops], ops[0].mode
-        self._linears, self._unwatched = kernels.linears, kernels.unwatched
-        self.same = calls.same_bytes
+        self.ops = tuple(ops)
+        self._linears = linears_of([op.packed for op in ops], ops[0].mode)
+        self._unwatched, self.same = unwatched, calls.same_bytes
+
+    def __reduce__(self) -> Any:  # a copy has other tensors, and pointers to them
+        return NativeTogether, (self.ops,)
 
     def fits(self, x: Tensor) -> bool:
         return x.dtype in KINDS and x.is_contiguous() and self._unwatched(x)
 
     def __call__(self, x: Tensor, biases: Sequence[Tensor | None]) -> list[Tensor]:
-        return self._linears(x, self._weights, biases, self._mode)
+        return self._linears(x, biases)
 
 
 def _missing() -> str | None:

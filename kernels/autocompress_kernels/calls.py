@@ -17,6 +17,7 @@ TILE_BYTES = 1 << 20  # dequantized weights at a time: they stay in the L2 cache
 TYPES = {torch.float32: 0, torch.bfloat16: 1}  # of x and y
 MATRIX = struct.Struct("@qqiiiiPqPqPqPqPq")  # struct ack_matrix
 MOST = 8  # matrices of one call: ACK_MOST_MATRICES
+POINTERS = [struct.Struct(f"@{count}P") for count in range(MOST + 1)]
 Part = Tensor | None
 
 
@@ -138,7 +139,35 @@ def multiply(
         raise failure(code, _described(weight))
 
 
-def multiply_all(
+def multiply_each(
+    x: Tensor,  # (..., width), checked
+    weights: Sequence[tuple[bytes, int]],  # of `matrix`, and its rows
+    biases: Sequence[Part],  # (rows,), one of each weight
+    width: int,
+    mode: int,
+) -> list[Tensor]:  # (..., rows) of each weight, of x's type
+    """x W^T + bias for each weight, with few calls of the library.
+
+    Raises:
+        ValueError: as `multiply`, or a bias has another shape than (rows,).
+    """
+    ys = [x.new_empty((*x.shape[:-1], rows)) for _, rows in weights]
+    biases = [
+        None if bias is None else check_bias(bias, rows)
+        for bias, (_, rows) in zip(biases, weights, strict=True)
+    ]
+    if mode and x.numel() > FEW * width:  # left to BLAS, one by one
+        for (weight, rows), bias, y in zip(weights, biases, ys, strict=True):
+            multiply(x, weight, bias, y, rows, width, mode)
+        return ys
+    for at in range(0, len(weights), MOST):
+        some = slice(at, at + MOST)
+        packed = b"".join(weight for weight, _ in weights[some])
+        _multiply_together(x, packed, biases[some], ys[some], width, mode)
+    return ys
+
+
+def _multiply_together(
     x: Tensor,  # (..., width), checked
     weights: bytes,  # of `matrix`, at most MOST side by side
     biases: Sequence[Part],  # (rows,), float32, contiguous, one of each weight
@@ -146,17 +175,13 @@ def multiply_all(
     width: int,
     mode: int,
 ) -> None:
-    """y = x W^T + bias for each weight, in one call. Not for what `multiply` leaves to BLAS.
-
-    Raises:
-        ValueError: as `multiply`.
-    """
+    """y = x W^T + bias for each weight, in one call."""
     x, stride = _by_rows(x, width)
     count = x.numel() // width
     if not count:
         return
     library, kind = load(), TYPES[x.dtype]
-    pointers = struct.Struct(f"@{len(ys)}P")
+    pointers = POINTERS[len(ys)]
     code = library.linears(
         weights,
         len(ys),

@@ -3,14 +3,14 @@
     python -m autocompress_kernels.check --cases 10000 --seed 0
 
 Errors are Frobenius norms over all outputs of a case, relative to
-  pooled    the product without bias in float64, over all cases of a mode, a path and a type: the
-            norm of all errors by that of all products, each case scaled so that a product whose
-            terms have random signs has norm 1. The limit of a mode holds for this;
-  of y      the product of that single case. No limit: a product of few terms may cancel to nothing,
+  pooled    the output in float64, over all cases of a mode, a path and a type: the norm of all
+            errors by that of all outputs, each case scaled so that an output whose terms have
+            random signs has norm 1. The limit of a mode holds for this;
+  of y      the output of that single case. No limit: an output of few terms may cancel to nothing,
             and what rounding x has cost is large beside that;
-  of terms  |x| |W|^T of that single case, which cannot cancel. No limit: it says of a large `of y`
-            whether the error was large or the product small;
-  rounded   the product of the activations as the mode rounds them, or where that cancels, what its
+  of terms  |x| |W|^T + |bias| of that single case, which cannot cancel. No limit: it says of a
+            large `of y` whether the error was large or the output small;
+  rounded   the output for activations as the mode rounds them, or where that cancels, what its
             terms give with random signs. No luck of rounding is in that, so the limit holds for
             every case: it finds a wrong tail that would drown in rounding.
 Activations are uniform in [-1, 1]. Rounding normal ones to int8 costs more, whatever the kernel:
@@ -48,15 +48,15 @@ class Errors:
     """Frobenius norms of a case.
 
     Args:
-        error: of the difference to the product in float64.
-        product: of that product.
+        error: of the difference to the output in float64.
+        output: of that output.
         usual: what it is for terms of those sizes with random signs.
-        terms: of |x| |W|^T.
-        rounded: the error relative to the product of rounded activations.
+        terms: of |x| |W|^T + |bias|.
+        rounded: the error relative to the output of rounded activations.
     """
 
     error: float
-    product: float
+    output: float
     usual: float
     terms: float
     rounded: float
@@ -82,15 +82,15 @@ class Case:
     def errors(self) -> Errors:
         """Compute it, and what it should be."""
         dense, x = reference.weight(self.packed), self.x.double()
+        bias = torch.zeros(len(dense)) if self.bias is None else self.bias.double()
         found = linear(self.x, self.packed, self.bias, self.mode).double()
-        product = reference.linear(self.x, self.packed)
-        exact = product if self.bias is None else product + self.bias.double()
+        exact = reference.linear(self.x, self.packed, self.bias)
         rounded = reference.linear(self.x, self.packed, self.bias, self.mode)
         return Errors(
             error=float((found - exact).norm()),
-            product=float(product.norm()),
-            usual=float((x.square() @ dense.square().T).sum().sqrt()),
-            terms=float((x.abs() @ dense.abs().T).norm()),
+            output=float(exact.norm()),
+            usual=float((x.square() @ dense.square().T + bias.square()).sum().sqrt()),
+            terms=float((x.abs() @ dense.abs().T + bias.abs()).norm()),
             rounded=reference.relative_error(found, rounded, self.x, dense),
         )
 
@@ -119,9 +119,9 @@ class Tally:
     """What was found for one mode on one instruction set, with one type of x and y."""
 
     cases: int = 0
-    errors: float = 0.0  # sum of squares, each case scaled to usual products of norm 1
-    products: float = 0.0  # as that
-    of_product: float = 0.0  # the worst
+    errors: float = 0.0  # sum of squares, each case scaled to usual outputs of norm 1
+    outputs: float = 0.0  # as that
+    of_output: float = 0.0  # the worst
     of_terms: float = 0.0
     rounded: float = 0.0
     failed: list[str] = field(default_factory=list)
@@ -132,8 +132,8 @@ class Tally:
         self.cases += 1
         usual = found.usual or 1.0
         self.errors += (found.error / usual) ** 2
-        self.products += (found.product / usual) ** 2
-        self.of_product = max(self.of_product, found.error / (found.product or 1.0))
+        self.outputs += (found.output / usual) ** 2
+        self.of_output = max(self.of_output, found.error / (found.output or 1.0))
         self.of_terms = max(self.of_terms, found.error / (found.terms or 1.0))
         self.rounded = max(self.rounded, found.rounded)
         if not found.rounded <= case.most():
@@ -143,8 +143,8 @@ class Tally:
 
     @property
     def pooled(self) -> float:
-        """Norm of all errors by that of all products."""
-        return (self.errors / self.products) ** 0.5 if self.products else self.errors**0.5
+        """Norm of all errors by that of all outputs."""
+        return (self.errors / (self.outputs or 1.0)) ** 0.5
 
 
 def random_packed(random: Random, rows: int, width: int, pattern: str, bits: int) -> Packed:
@@ -241,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for (mode, isa, kind), tally in sorted(found.items()):
         print(
             f"{mode:5} {isa:12} {kind:7}  {tally.cases:5}  {tally.pooled:8.2e}"
-            f"  {tally.of_product:11.2e}  {tally.of_terms:8.2e}  {tally.rounded:8.2e}"
+            f"  {tally.of_output:11.2e}  {tally.of_terms:8.2e}  {tally.rounded:8.2e}"
         )
     failed = failures(found)
     for line in failed:

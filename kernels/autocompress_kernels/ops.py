@@ -10,21 +10,19 @@ weights at a time. There is no gradient.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from autocompress_kernels.calls import (
-    FEW,
-    MOST,
     TYPES,
     check_bias,
     check_input,
     matrix,
     multiply,
-    multiply_all,
+    multiply_each,
     read_rows,
 )
 from autocompress_kernels.formats import MODES, Packed
@@ -90,18 +88,44 @@ def linears(
         (..., rows) of each weight, of x's type.
 
     Raises:
-        ValueError: as `linear`, or there are not as many biases as weights.
+        ValueError: as `linear`, or there is no weight, or there are not as many biases.
         RuntimeError: the kernels are missing.
     """
     if biases is None:
         biases = [None] * len(weights)
-    if len(biases) != len(weights):
-        raise ValueError(f"there must be {len(weights)} biases. Got {len(biases)}.")
+    if not weights or len(biases) != len(weights):
+        raise ValueError(
+            "there must be weights, and as many biases or none. "
+            f"Got {len(weights)} weights and {len(biases)} biases."
+        )
     parts = [part for packed in weights for part in packed.parts]
     numbers = [number for packed in weights for number in packed.numbers]
     call: Any = _linears_cpu if unwatched(x) else _LINEARS
     found: list[Tensor] = call(x, parts, list(biases), numbers, MODES[mode])
     return found
+
+
+def linears_of(
+    weights: Sequence[Packed], mode: str
+) -> Callable[[Tensor, Sequence[Part]], list[Tensor]]:
+    """`linears` as a function of x and biases, for eager code: the rest is prepared.
+
+    Args:
+        weights: of one width; their tensors must stay where they are.
+
+    Raises:
+        ValueError: they have several widths.
+    """
+    width, number = weights[0].format.width, MODES[mode]
+    if any(packed.format.width != width for packed in weights):
+        raise ValueError(f"weights must have one width. Got {[p.format.width for p in weights]}.")
+    made = [(matrix(*packed.parts, *packed.numbers), packed.format.rows) for packed in weights]
+
+    def call(x: Tensor, biases: Sequence[Part], kept: Sequence[Packed] = weights) -> list[Tensor]:
+        check_input(x, width)  # `kept`, because `made` points into it
+        return multiply_each(x, made, biases, width, number)
+
+    return call
 
 
 def unwatched(x: Tensor) -> bool:
@@ -184,25 +208,12 @@ def _linear_cpu(  # type: ignore[no-untyped-def]
 
 def _linears_cpu(x, parts, biases, numbers, mode):  # type: ignore[no-untyped-def]
     weights = [
-        (parts[at : at + 5], numbers[at : at + 5], bias)
-        for at, bias in zip(range(0, len(numbers), 5), biases, strict=True)
+        (matrix(*parts[at : at + 5], *numbers[at : at + 5]), numbers[at])
+        for at in range(0, len(numbers), 5)
     ]
-    if mode and x.numel() > FEW * max(1, x.shape[-1] if x.dim() else 1):  # one by one through BLAS
-        return [_linear_cpu(x, *part, bias, *number, mode) for part, number, bias in weights]
-    ys = []
-    for at in range(0, len(weights), MOST):
-        ys += _together_cpu(x, weights[at : at + MOST], mode)
-    return ys
-
-
-def _together_cpu(x, weights, mode):  # type: ignore[no-untyped-def]
-    for _, numbers, _ in weights:
-        check_input(x, numbers[1])
-    ys = [x.new_empty((*x.shape[:-1], numbers[0])) for _, numbers, _ in weights]
-    biases = [None if b is None else check_bias(b, numbers[0]) for _, numbers, b in weights]
-    packed = b"".join(matrix(*parts, *numbers) for parts, numbers, _ in weights)
-    multiply_all(x, packed, biases, ys, x.shape[-1], mode)
-    return ys
+    for width in numbers[1::5]:
+        check_input(x, width)
+    return multiply_each(x, weights, biases, numbers[1], mode)
 
 
 def _add_linear_cpu(y, x, values, scales, zeros, masks, offsets, *numbers):  # type: ignore[no-untyped-def]
