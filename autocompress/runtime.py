@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from autocompress.backends import BACKENDS, Op, choose_backend
 from autocompress.errors import BackendError
+from autocompress.fusion import Fused, fuse
 from autocompress.levels import Dense, Level, Quantize, Shape
 from autocompress.models import is_linear, weight_of
 from autocompress.packed import Packed, tensor_shapes
@@ -27,10 +28,7 @@ class PackedWeight(nn.Module):
     """A quantized (out, in) weight: as files hold it until it is prepared, then as a backend does.
 
     Until then the buffers `codes`, `scales` and, if asymmetric, `zeros` hold it; afterwards they
-    are None, and the state dict still has them.
-
-    Args:
-        dtype: what the model computes in.
+    are None, and the state dict still has them. `dtype` is what the model computes in.
     """
 
     codes: Tensor | None
@@ -119,12 +117,19 @@ class PackedLinear(PackedWeight):
     ) -> None:
         super().__init__(level, shape, dtype)
         self.bias = bias
+        self.fused: Fused | None = None  # with modules that read the same input
+
+    def release(self) -> None:
+        super().release()
+        if self.fused is not None:
+            self.fused.dissolve()
 
     def forward(self, x: Tensor) -> Tensor:
         op = self.op
         if op is None:
             op = self.prepare()
-        return op(x, self.bias)
+        y = None if self.fused is None else self.fused(self, x)
+        return op(x, self.bias) if y is None else y
 
 
 class PackedEmbedding(PackedWeight):
@@ -258,12 +263,13 @@ def prepare(
         if hook is _prepare_first:
             del model._forward_pre_hooks[key]
     modules = packed_modules(model)
-    for module in modules:
-        module.prepare()
+    changed = any(module.op is None for module in modules)
+    ops = [(module.prepare(), module.backend) for module in modules]
     with torch.inference_mode(False):
         for name, used in BACKENDS.items():
-            ops = [module.op for module in modules if module.backend == name]
-            used.place([op for op in ops if op is not None])
+            used.place([op for op, backend in ops if backend == name])
+    if changed:
+        fuse(model, {k: one for k, one in model.named_modules() if isinstance(one, PackedLinear)})
     _warn_of_others(modules)
     return used_backends(model)
 

@@ -57,7 +57,10 @@ TIERS = (
         "linearization",
     ),
     ("strategies",),
-    ("runtime", "integration", "sampling", "text", "lean", "generation", "runtime_facts"),
+    (
+        *("runtime", "fusion", "integration", "sampling", "text", "lean", "generation"),
+        "runtime_facts",
+    ),
     ("progress",),
     ("profiler", "latency_cases", "latency_timing", "latency_model"),
     ("exporters", "report"),
@@ -71,7 +74,7 @@ TIERS = (
 SEES_TORCH = {
     *("packed", "models", "experts", "tracing", "operators", "database", "stitch", "quality"),
     *("sensitivity", "exporters", "pipeline", "cli", "__main__", "__init__", "machine", "build"),
-    *("runtime", "integration", "evaluator", "session", "scoring", "output", "result"),
+    *("runtime", "fusion", "integration", "evaluator", "session", "scoring", "output", "result"),
     *("latency_cases", "latency_model", "latency_local", "latency_setup", "latency_search"),
     *("latency_timing", "profile_command"),
     *("manifest", "sampling", "text", "generation", "benchmark", "run_commands"),

@@ -14,6 +14,7 @@ from autocompress.levels import Level, Quantize, Shape
 from autocompress.packed import Packed, pack_quantized, unpack
 
 STEP = 32  # inputs: kernel groups are multiples of it
+KINDS = (torch.float32, torch.bfloat16)  # what the kernels read and write
 
 
 @dataclass
@@ -114,6 +115,30 @@ class Native:
         for op in moved:
             tensors = {name: next(views) for name in op.packed.tensors}
             op.packed, op.placed = replace(op.packed, tensors=tensors), True
+
+    def together(self, ops: Sequence[NativeOp]) -> NativeTogether:
+        return NativeTogether(ops)
+
+
+class NativeTogether:
+    """Placed ops of one width and mode. Their descriptions for the library are made once."""
+
+    def __init__(self, ops: Sequence[NativeOp]) -> None:
+        from autocompress_kernels import calls
+        from autocompress_kernels.ops import linears_of, unwatched
+
+        self.ops = tuple(ops)
+        self._linears = linears_of([op.packed for op in ops], ops[0].mode)
+        self._unwatched, self.same = unwatched, calls.same_bytes
+
+    def __reduce__(self) -> Any:  # a copy has other tensors, and pointers to them
+        return NativeTogether, (self.ops,)
+
+    def fits(self, x: Tensor) -> bool:
+        return x.dtype in KINDS and x.is_contiguous() and self._unwatched(x)
+
+    def __call__(self, x: Tensor, biases: Sequence[Tensor | None]) -> list[Tensor]:
+        return self._linears(x, biases)
 
 
 def _missing() -> str | None:
