@@ -109,7 +109,7 @@ def test_exchanges_improve_step_by_step_within_reach():
         problem = problem_of(limit)
         (before,) = problem.evaluate([nearest_uniform(problem)], Fidelity(256), "uniform")
         exchange = Exchange(reach=2, contenders=1, caution=0.0, share=1.0, tokens=256)
-        for after, _ in exchange.rounds(problem, before, estimate, estimate, 0, 10**6):
+        for after in exchange.rounds(problem, before, estimate, estimate, 0, 10**6):
             pairs = zip(before.allocation.levels, after.allocation.levels, strict=True)
             assert 1 <= sum(a != b for a, b in pairs) <= 2
             assert after.loss < before.loss

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from toys import Memory, ToyLoss, toy_problem, toy_sensitivities, toy_space
 
-from autocompress.core import Fidelity, Score
+from autocompress.core import GRADIENT, Fidelity, Score
 from autocompress.cost import parse_budget, size_tables
 from autocompress.errors import ConfigError
 from autocompress.strategies.evolution import Evolution
 from autocompress.strategies.grid import Grid
+from autocompress.strategies.metering import metered
 from autocompress.strategies.record import Record, variances
 from autocompress.strategies.surrogate import SurrogateSearch
 from autocompress.strategies.surrogate_model import (
@@ -218,13 +219,14 @@ def test_it_beats_evolution_at_equal_tokens(seed):
     assert seed == 0 or start - searched > 2 * (start - evolved)
 
 
-@pytest.mark.parametrize("limit", [0, 256, 900, 2000])
+@pytest.mark.parametrize("limit", [0, 256, 1200, 3000])
 def test_it_never_exceeds_its_tokens(limit):
-    memory = CountingMemory()
-    run(replace(FAST, start="uniform", tokens=limit, generations=None), problem_of(memory))
-    start = 256
-    assert memory.spent <= max(limit, start)
-    assert memory.spent > limit - 64 * 6 - 2 * 256 - 1
+    problem = metered(toy_problem(SPACE, [BUDGET], COSTS))
+    run(replace(FAST, start="uniform", tokens=limit, generations=None, patience=None), problem)
+    start, generation = 256, 64 * 6 + 2 * 256
+    gradients = GRADIENT * 256
+    assert problem.spent() <= max(limit, start)
+    assert problem.spent() > limit - max(generation, gradients + 256) - 1
 
 
 def test_the_first_generation_is_asked_of_better_prices():

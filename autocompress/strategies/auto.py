@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 from autocompress.core import Problem, Trial
 from autocompress.effort import EFFORTS, Plan, plan
-from autocompress.strategies.exchange import Exchange
+from autocompress.predictions import Estimate
+from autocompress.strategies.exchange import Exchange, Rounds
 from autocompress.strategies.ilp import solve
 from autocompress.strategies.metering import metered
 from autocompress.strategies.racing import race
+from autocompress.strategies.record import Record
 from autocompress.strategies.refinement import Refinement
+from autocompress.strategies.surrogate import SurrogateSearch
 from autocompress.strategies.uniform import nearest_uniform, uniform_origin
 
 if TYPE_CHECKING:
@@ -24,41 +27,45 @@ class Auto:
     """The default search: every phase starts from the best so far and must beat it in a race.
 
     Sensitivities and the integer program, raced against the nearest uniform allocation; refinement
-    by gradients at the answers; exchanges of a few layers by the refined prices; then, with what
-    is left, evolution whose surrogate learns from every trial what prices do not say.
+    by gradients at the answers; exchanges of a few layers by the refined prices, while they bring
+    what they promise; then, with what is left, evolution whose surrogate learns from every trial
+    what prices do not say.
 
     Args:
         spending: tokens and what they are for; None is what the normal effort affords.
+        generations: of evolution, at most; None is no limit.
+        offspring: scored per generation.
     """
 
     spending: Plan | None = None
+    generations: int | None = None
+    offspring: int = 6
+
+    def __post_init__(self) -> None:
+        self._evolution(plan(EFFORTS["normal"], 1, 1), None)  # checks its settings
 
     def __call__(self, problem: Problem, rng: np.random.Generator) -> Iterator[Trial]:
         problem = metered(problem)
-        normal = plan(EFFORTS["normal"], problem.window, problem.tokens)
-        spending = self.spending or normal
+        record = Record(problem)
+        problem = replace(problem, evaluate=record.evaluate)
+        spending = self.spending or plan(EFFORTS["normal"], problem.window, problem.tokens)
         incumbent = _start(problem, spending)
         yield incumbent
-        sensitivities = problem.sensitivities(spending.sensitivities)
-        descent = Refinement(
-            steps=spending.steps,
+        prices, incumbent = _refine(problem, spending, incumbent)
+        yield incumbent
+        incumbent, prices = yield from _exchange(problem, spending, incumbent, prices)
+        evolution = self._evolution(spending, prices)
+        yield from evolution.evolve(problem, record, incumbent, rng)
+
+    def _evolution(self, spending: Plan, prices: Estimate | None) -> SurrogateSearch:
+        return SurrogateSearch(
+            generations=self.generations,
+            tokens=spending.tokens,
+            offspring=self.offspring,
+            race_tokens=spending.compare,
             sensitivity_tokens=spending.sensitivities,
-            batch=spending.batch,
+            prices=None if prices is None else prices.mean,
         )
-        prices, answers = descent.descend(problem, incumbent.allocation)
-        afford = (spending.tokens - problem.spent()) // spending.compare
-        contenders = answers[::-1][: min(spending.contenders, afford)]
-        best, *_ = race(
-            problem, [incumbent.allocation, *contenders], spending.compare, "refinement"
-        )
-        if best.allocation != incumbent.allocation:
-            incumbent = best
-            yield incumbent
-        exchange = Exchange(batch=spending.batch, tokens=spending.compare)
-        seen = spending.sensitivities + spending.steps * spending.batch
-        rounds = exchange.rounds(problem, incumbent, sensitivities, prices, seen, spending.tokens)
-        for incumbent, _ in rounds:
-            yield incumbent
 
 
 def _start(problem: Problem, spending: Plan) -> Trial:
@@ -70,3 +77,30 @@ def _start(problem: Problem, spending: Plan) -> Trial:
     if best.allocation == uniform:
         return replace(best, origin=uniform_origin(problem, uniform))
     return best
+
+
+def _refine(problem: Problem, spending: Plan, incumbent: Trial) -> tuple[Estimate, Trial]:
+    """Refined prices, and the best of the incumbent and the last answers they gave."""
+    descent = Refinement(
+        steps=spending.steps,
+        sensitivity_tokens=spending.sensitivities,
+        batch=spending.batch,
+    )
+    prices, answers = descent.descend(problem, incumbent.allocation)
+    afford = (spending.tokens - problem.spent()) // spending.compare
+    latest = answers[::-1][: min(spending.contenders, afford)]
+    best, *_ = race(problem, [incumbent.allocation, *latest], spending.compare, "refinement")
+    return prices, incumbent if best.allocation == incumbent.allocation else best
+
+
+def _exchange(problem: Problem, spending: Plan, incumbent: Trial, prices: Estimate) -> Rounds:
+    """Exchanges, with gradients on the windows behind refinement's."""
+    exchange = Exchange(batch=spending.batch, tokens=spending.compare)
+    return exchange.rounds(
+        problem,
+        incumbent,
+        problem.sensitivities(spending.sensitivities),
+        prices,
+        before=spending.sensitivities + spending.steps * spending.batch,
+        spend=spending.tokens,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 from autocompress.core import GRADIENT, Allocation, Problem, Trial
@@ -11,6 +11,8 @@ from autocompress.predictions import Estimate, Sensitivities
 from autocompress.strategies import check_setting
 from autocompress.strategies.prices import mix, predicted_change, prices_around
 from autocompress.strategies.racing import race
+
+Rounds = Generator[Trial, None, tuple[Trial, Estimate]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Exchange:
     reach: int = 8
     contenders: int = 3
     caution: float = 1.0
-    share: float = 0.3
+    share: float = 0.1
     batch: int = 4096
     tokens: int = 24_576
 
@@ -54,14 +56,17 @@ class Exchange:
         prices: Estimate,
         before: int,
         spend: int,
-    ) -> Iterator[tuple[Trial, Estimate]]:
-        """The incumbent and the prices after every round that found a better one.
+    ) -> Rounds:
+        """Yields the incumbent after every round that found a better one.
 
         Args:
             sensitivities: beside a dense model.
             prices: beside the incumbent, as far as they are known.
             before: search tokens that gradients have seen.
             spend: tokens that `problem.spent()` may come to.
+
+        Returns:
+            The last incumbent and prices.
         """
         batch, compared = (problem.fidelity(it).tokens for it in (self.batch, self.tokens))
         while problem.spent() + GRADIENT * batch + compared <= spend:
@@ -71,12 +76,13 @@ class Exchange:
             afford = (spend - problem.spent()) // compared
             proposed = self._propose(problem, incumbent.allocation, prices)[:afford]
             if not proposed:
-                return
+                break
             best, *_ = race(problem, [incumbent.allocation, *proposed], self.tokens, "exchange")
             if best.allocation == incumbent.allocation:
-                return
+                break
             incumbent = best
-            yield incumbent, prices
+            yield incumbent
+        return incumbent, prices
 
     def _propose(
         self, problem: Problem, incumbent: Allocation, prices: Estimate

@@ -23,15 +23,16 @@ class Refinement:
 
     Sensitivities say what a layer's level costs beside a dense model. Beside an allocation it
     costs more or less, because errors of layers add up or cancel out; gradients there say how
-    much. Every step takes gradients on another batch of windows at the last answer, moves the
-    prices by a share towards what they say, and solves again: conditional gradients with averaged
-    estimates, so that neither one batch nor one answer is followed far. The last answers race the
-    start, and the best is kept.
+    much. Every step takes gradients on another batch of windows at the last answer and solves
+    again, with prices that are a share of what all steps so far say on average: conditional
+    gradients with averaged estimates, so that neither one batch nor one answer is followed far.
+    The last answers race the start, and the best is kept.
 
     Args:
         start: a strategy or its name; its last incumbent is where the first step starts.
         steps: gradients are taken this often.
-        share: of what a batch says in the prices, above 0 to 1.
+        share: of what gradients at the answers say in the prices, 0 to 1; the rest is what
+            sensitivities say. They promise too much (`studies/LOG.md`, 2026-11-25).
         sensitivity_tokens: tokens of the sensitivities.
         batch: tokens of the gradients of one step.
         contenders: how many of the last answers race.
@@ -44,7 +45,7 @@ class Refinement:
 
     start: str | Strategy = "ilp"
     steps: int = 8
-    share: float = 0.3
+    share: float = 0.5
     sensitivity_tokens: int = 8192
     batch: int = 4096
     contenders: int = 4
@@ -75,10 +76,12 @@ class Refinement:
         before = problem.fidelity(self.sensitivity_tokens).tokens
         batch = problem.fidelity(self.batch).tokens
         prices = sensitivities = problem.sensitivities(before)
+        mean = sensitivities
         answers: list[Allocation] = []
-        for _ in range(self.steps):
+        for step in range(self.steps):
             around = problem.linearize(at, batch, before)
-            prices = mix(prices, prices_around(sensitivities, at, around), self.share)
+            mean = mix(mean, prices_around(sensitivities, at, around), 1 / (step + 1))
+            prices = mix(sensitivities, mean, self.share)
             at = solve(problem.space, problem.costs, problem.budgets, prices.mean)
             answers.append(at)
             before += batch

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from autocompress.core import Problem, Strategy, Trial
+from autocompress.core import GRADIENT, Problem, Strategy, Trial
 from autocompress.errors import ConfigError
 from autocompress.predictions import Sensitivities
 from autocompress.strategies import check_setting, find_strategy
 from autocompress.strategies.grid import Grid
 from autocompress.strategies.learner import Learner
+from autocompress.strategies.metering import metered
 from autocompress.strategies.moves import Moves
 from autocompress.strategies.offspring import Offspring
 from autocompress.strategies.racing import race
@@ -40,7 +41,7 @@ class SurrogateSearch:
     Args:
         start: a strategy or its name; its last incumbent is the first parent.
         generations: at most, 0 is the start alone; None leaves the end to `tokens` or `patience`.
-        tokens: that `problem.spent` may rise by, the start's included; None is no limit.
+        tokens: that may be spent, the start's included; None is no limit.
         patience: generations in a row without a new incumbent; None is no limit.
         pool: offspring imagined per generation.
         offspring: of them, scored per generation.
@@ -84,17 +85,30 @@ class SurrogateSearch:
             find_strategy(self.start)
 
     def __call__(self, problem: Problem, rng: np.random.Generator) -> Iterator[Trial]:
-        record, before = Record(problem), problem.spent()
+        problem = metered(problem)
+        record = Record(problem)
         problem = replace(problem, evaluate=record.evaluate)
         start = find_strategy(self.start)() if isinstance(self.start, str) else self.start
         for incumbent in start(problem, rng):
             yield incumbent
+        yield from self.evolve(problem, record, incumbent, rng)
+
+    def evolve(
+        self, problem: Problem, record: Record, incumbent: Trial, rng: np.random.Generator
+    ) -> Iterator[Trial]:
+        """The incumbent after every generation.
+
+        Args:
+            problem: metered, evaluates through `record`.
+            record: what the model learns from, beside what it asks for.
+        """
 
         def left() -> float:
-            return math.inf if self.tokens is None else self.tokens - problem.spent() + before
+            return math.inf if self.tokens is None else self.tokens - problem.spent()
 
         last = problem.fidelity(self.race_tokens)
-        if self.generations == 0 or left() < last.tokens:
+        gradients = GRADIENT * problem.fidelity(self.sensitivity_tokens).tokens
+        if self.generations == 0 or left() < gradients + last.tokens:
             return
         learner, draw = self._learner(problem, record)
         (incumbent,) = problem.evaluate([incumbent.allocation], last, incumbent.origin)
