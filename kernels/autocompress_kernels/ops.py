@@ -119,7 +119,8 @@ def linears_of(
     width, number = weights[0].format.width, MODES[mode]
     if any(packed.format.width != width for packed in weights):
         raise ValueError(f"weights must have one width. Got {[p.format.width for p in weights]}.")
-    made = [(matrix(*packed.parts, *packed.numbers), packed.format.rows) for packed in weights]
+    described: Any = matrix  # of values, which are always there, and parts that may be None
+    made = [(described(*packed.parts, *packed.numbers), packed.format.rows) for packed in weights]
 
     def call(x: Tensor, biases: Sequence[Part], kept: Sequence[Packed] = weights) -> list[Tensor]:
         check_input(x, width)  # `kept`, because `made` points into it
