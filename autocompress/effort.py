@@ -66,7 +66,7 @@ def plan(tokens: int, window: int, available: int) -> Plan:
     descent = whole(DESCENT, GRADIENT, tokens) // window  # windows
     steps = max(1, min(STEPS, descent // 4))
     contenders = max(1, min(4, steps // 2))
-    batch = max(1, descent // steps) * window
+    batch = max(1, min(descent // steps, available // window)) * window
     left = tokens - GRADIENT * (sensitivities + steps * batch)
     uniform = min(UNIFORM * window, left // 3)
     compare = whole((left - uniform) / tokens, 1 + contenders, available)

@@ -31,11 +31,15 @@ def test_a_plan_is_whole_windows_within_its_tokens(tokens):
     spending = plan(tokens, 512, 24_576)
     sizes = (spending.sensitivities, spending.batch, spending.compare)
     assert all(size >= 512 and size % 512 == 0 for size in sizes)
-    assert spending.compare <= 24_576
+    assert max(sizes) <= 24_576
     gradients = spending.sensitivities + spending.steps * spending.batch
     uniform = min(spending.compare, 4 * 512)
     scored = uniform + (1 + spending.contenders) * spending.compare
     assert GRADIENT * gradients + scored <= tokens
+
+
+def test_a_batch_is_no_larger_than_what_there_is():
+    assert plan(300_000, 64, 512).batch == 512
 
 
 def test_more_tokens_buy_more_of_everything():

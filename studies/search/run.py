@@ -13,6 +13,9 @@ import argparse
 import itertools
 import json
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +68,8 @@ def one_run(
 ) -> dict[str, Any]:
     """Incumbents over tokens, and the figures of first and last on data no search saw."""
     start, path = time.perf_counter(), []
-    with arena.problem(f"{name}-{payload}-{seed}", payload, seed) as (problem, study):
+    with arena.problem(f"{name}-{payload}-{seed}", payload, seed) as (problem, _):
+        problem, clock = clocked(problem)
         for trial in make(name, problem)(problem, np.random.default_rng(seed)):
             path.append((problem.spent(), trial))
             print(
@@ -75,7 +79,6 @@ def one_run(
                 break
         uniform, spent = nearest_uniform(problem), problem.spent()
         seconds = time.perf_counter() - start
-        model = sum(study_seconds(study.path))
     finals = {"uniform": uniform, "start": path[0][1].allocation, "winner": path[-1][1].allocation}
     return {
         "strategy": name,
@@ -83,11 +86,23 @@ def one_run(
         "seed": seed,
         "tokens": spent,
         "seconds": round(seconds, 1),
-        "evaluation_seconds": round(model, 1),
-        "path": [step(spent, trial) for spent, trial in path],
+        "model_seconds": round(clock["model"], 1),
+        "path": [
+            {**step(spent, trial), "validate": arena.score(trial.allocation, "validate").loss}
+            for spent, trial in milestones(path)
+        ],
         **{role: figures(arena, allocation, test) for role, allocation in finals.items()},
         "levels": list(map(str, finals["winner"].levels)),
     }
+
+
+def milestones(path: Sequence[tuple[int, Trial]]) -> list[tuple[int, Trial]]:
+    """The points of a curve to score: the first of each phase, every doubling, the last."""
+    chosen = [path[0]]
+    for spent, trial in path[1:]:
+        if trial.origin != chosen[-1][1].origin or spent >= 2 * chosen[-1][0]:
+            chosen.append((spent, trial))
+    return chosen if path[-1][1].allocation == chosen[-1][1].allocation else [*chosen, path[-1]]
 
 
 def make(name: str, problem: Problem) -> Strategy:
@@ -121,10 +136,22 @@ def brief(score: Score) -> dict[str, float]:
     return {"kl": score.loss, "stderr": score.stderr, "perplexity": score.perplexity}
 
 
-def study_seconds(folder: Path) -> list[float]:
-    """Seconds of every evaluation of a study."""
-    lines = map(json.loads, (folder / "evaluations.jsonl").read_text().splitlines())
-    return [row["seconds"] for row in lines if "seconds" in row]
+def clocked(problem: Problem) -> tuple[Problem, Counter[str]]:
+    """The same problem, and the seconds that its models take: all but the strategy's own work."""
+    spent: Counter[str] = Counter()
+
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def timing(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return call(*arguments)
+            finally:
+                spent["model"] += time.perf_counter() - start  # type: ignore[assignment]
+
+        return timing
+
+    calls = ("evaluate", "sensitivities", "linearize")
+    return replace(problem, **{name: timed(getattr(problem, name)) for name in calls}), spent
 
 
 if __name__ == "__main__":
