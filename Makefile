@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 BUDGET ?= 3.5bits
+EFFORT ?= quick
 RESULTS ?= results/demo
 
 VENV := .venv
@@ -21,8 +22,8 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
-	@echo "==> searching (about 15 minutes on 2 cores; interrupt and run again to resume)"
-	@$(BIN)/autocompress search --budget $(BUDGET) --out $(RESULTS)
+	@echo "==> searching (about 10 minutes on 2 cores; interrupt and run again to resume)"
+	@$(BIN)/autocompress search --budget $(BUDGET) --effort $(EFFORT) --out $(RESULTS)
 	@echo "==> results: $(RESULTS)"
 	@echo "    open    $(RESULTS)/report.html"
 	@echo "    inspect $(BIN)/autocompress inspect $(RESULTS)"

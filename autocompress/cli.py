@@ -47,6 +47,11 @@ Budget = Annotated[
     list[str] | None,
     typer.Option(help="Limit such as 3.5bits, 80MB, 12ms, 80tokens/s or 2x; repeat for several."),
 ]
+Effort = Annotated[str, typer.Option(help="quick, normal or thorough: tokens to spend.")]
+Tokens = Annotated[int | None, typer.Option(help="To spend, in place of an effort.")]
+SensitivityTokens = Annotated[
+    int | None, typer.Option(help="That the first gradients see; default by effort.")
+]
 Storage = Annotated[str | None, typer.Option(help="Optuna storage URL; default journal.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, nothing else, on standard output.")]
 Config = Annotated[Path | None, typer.Option(help="TOML file with these settings; flags win.")]
@@ -90,10 +95,14 @@ def search(
     space: Space = "quant-2-8",
     pin: Pin = None,
     calibration: Text = None,
-    strategy: Annotated[str, typer.Option(help="auto, ilp, evolution or uniform.")] = "auto",
+    strategy: Annotated[
+        str, typer.Option(help="auto, ilp, refinement, evolution, uniform, …; see docs.")
+    ] = "auto",
     generations: Annotated[int | None, typer.Option(help="Of evolution, at most.")] = None,
     offspring: Annotated[int | None, typer.Option(help="Per generation.")] = None,
-    sensitivity_tokens: Annotated[int, typer.Option(help="That the gradients see.")] = 8192,
+    effort: Effort = "normal",
+    tokens: Tokens = None,
+    sensitivity_tokens: SensitivityTokens = None,
     seed: Seed = 0,
     run: Run = None,
     prefix: Prefix = None,
@@ -221,7 +230,11 @@ app.command()(profile_command.profile)
 app.command()(run_commands.generate)
 app.command()(run_commands.bench)
 
-FIELDS = {"pin": "pins", "budget": "budgets"}  # flag -> field of StudyConfig, where they differ
+FIELDS = {
+    "pin": "pins",
+    "budget": "budgets",
+    "tokens": "spend",
+}  # flag -> field of StudyConfig, where they differ
 
 
 def _settings(context: typer.Context, file: Path | None) -> StudyConfig:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self, get_type_hints
 
 from autocompress.documents import SplitTokens
+from autocompress.effort import Plan, effort_tokens, plan
 from autocompress.errors import ConfigError
 from autocompress.levels import Level, parse_level
 from autocompress.spaces import Pin, parse_pin
@@ -36,7 +37,9 @@ class StudyConfig:
     tokens: SplitTokens = field(default_factory=SplitTokens)  # tokens per split
     seed: int = 0  # 0 ... 2**32 - 1; splits, windows and strategies derive from it
     strategy: str = "auto"  # name in the strategy registry
-    sensitivity_tokens: int = 8192  # search tokens the gradients see; a multiple of `window`
+    effort: str = "normal"  # how many tokens `auto` may spend: 'quick', 'normal' or 'thorough'
+    spend: int | None = None  # tokens it may spend, in place of an effort
+    sensitivity_tokens: int | None = None  # that first gradients see; None is what `spend` affords
     generations: int | None = None  # of evolution, at least 0; None is the strategy's default
     offspring: int | None = None  # per generation, at least 1; None is the strategy's default
     method: str = "gptq"  # how the database rounds: 'gptq' or 'rtn'
@@ -70,6 +73,18 @@ class StudyConfig:
         out = self.out if self.out.name.strip(".") else self.out.resolve()  # '.' has no name
         return out.with_name(f"{out.name}.run")
 
+    def spending(self, available: int) -> Plan:
+        """What the token budget is spent on.
+
+        Args:
+            available: tokens of the search split.
+        """
+        tokens = effort_tokens(self.effort)
+        found = plan(tokens if self.spend is None else self.spend, self.window, available)
+        if self.sensitivity_tokens is None:
+            return found
+        return replace(found, sensitivities=self.sensitivity_tokens)
+
     def prefix_level(self) -> Level:
         """`prefix` as a level."""
         return parse_level(self.prefix)
@@ -101,8 +116,9 @@ class StudyConfig:
         _check_range("seed", self.seed, 0, 2**32 - 1)
         _check_range("generations", self.generations, 0, 10**9)
         _check_range("offspring", self.offspring, 1, 10**6)
+        self.spending(self.tokens.search)
         _check_range("sensitivity_tokens", self.sensitivity_tokens, 1, self.tokens.search)
-        if self.sensitivity_tokens % self.window:
+        if (self.sensitivity_tokens or 0) % self.window:
             raise ConfigError(
                 f"sensitivity_tokens must be a multiple of the window, {self.window}. "
                 f"Got {self.sensitivity_tokens}."

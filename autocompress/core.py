@@ -116,11 +116,19 @@ class Fidelity:
         tokens: number of tokens, whole windows.
         seed: picks the windows out of the split.
         split: 'search', 'validate' or 'test'.
+        every: one in so many positions of a window is scored, 1 to the window's tokens. The
+            others are read all the same, so they count as tokens; they only spare the head.
     """
 
     tokens: int
     seed: int = 0
     split: str = "search"
+    every: int = 1
+
+    @property
+    def positions(self) -> slice:
+        """What is scored of a window: the middle of each `every` positions."""
+        return slice((self.every - 1) // 2, None, self.every)
 
 
 @dataclass(frozen=True)
@@ -235,6 +243,9 @@ class Trial:
 
 
 Evaluate = Callable[[Sequence[Allocation], Fidelity, str], list[Trial]]  # (…, origin)
+Linearize = Callable[[Allocation, int, int], Linearization]  # (…, tokens, tokens before them)
+
+GRADIENT = 3  # tokens that one token counts for in a gradient pass: forwards, backwards, weights
 
 
 @dataclass(frozen=True)
@@ -244,9 +255,11 @@ class Problem:
     Args:
         evaluate: (allocations, fidelity, origin) -> trials, answered from the study when known.
         sensitivities: number of tokens -> predicted loss increase of each (layer, level).
-        linearize: (allocation, number of tokens) -> the loss around it.
+        linearize: (allocation, number of tokens, of those before them) -> the loss around it, on
+            search windows in the order of the run's seed; behind the last comes the first.
         window: tokens per window; fidelities are multiples of it.
         tokens: size of the search split.
+        spent: tokens that the strategy has asked for so far, each once; see `metered`.
     """
 
     space: SearchSpace
@@ -254,9 +267,10 @@ class Problem:
     budgets: tuple[Budget, ...]
     evaluate: Evaluate
     sensitivities: Callable[[int], Estimate]
-    linearize: Callable[[Allocation, int], Linearization]
+    linearize: Linearize
     window: int
     tokens: int
+    spent: Callable[[], int] = lambda: 0
 
     def table(self, name: str) -> CostTable:
         """The cost table called `name`."""
@@ -266,15 +280,15 @@ class Problem:
         """Whether the allocation meets every budget."""
         return all(self.table(b.cost).total(allocation) <= b.limit for b in self.budgets)
 
-    def fidelity(self, tokens: int, seed: int = 0) -> Fidelity:
+    def fidelity(self, tokens: int, seed: int = 0, every: int = 1) -> Fidelity:
         """Whole windows of at most `tokens` tokens of the search split, one at least.
 
         All windows are the same windows under any seed, so the whole split has seed 0.
         """
         windows, available = max(1, tokens // self.window), max(1, self.tokens // self.window)
         if windows >= available:
-            return Fidelity(available * self.window)
-        return Fidelity(windows * self.window, seed)
+            return Fidelity(available * self.window, every=every)
+        return Fidelity(windows * self.window, seed, every=every)
 
 
 class Strategy(Protocol):

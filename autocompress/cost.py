@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from autocompress.core import Allocation, Budget, CostTable, SearchSpace
 from autocompress.errors import BudgetError
-from autocompress.knapsack import Limit, Prices, cheapest, solve_knapsack
+from autocompress.knapsack import EXACT, Limit, Prices, cheapest, solve_knapsack
 from autocompress.levels import Dense
 
 # unit -> bytes; with 'bits', everything a budget can be written in
@@ -182,11 +182,15 @@ def choose(
     costs: Sequence[CostTable],
     budgets: Sequence[Budget],
     prices: Prices | None = None,
+    gap: float = EXACT,
+    seconds: float = math.inf,
 ) -> Allocation:
-    """The allocation of least total price among those within every budget, exactly.
+    """The allocation of least total price among those within every budget.
 
     Args:
         prices: per layer, level -> price; None prices by the first budget's cost.
+        gap: relative distance from the least price that is near enough.
+        seconds: of the solver, at most; see `solve_knapsack`.
 
     Raises:
         BudgetError: no allocation meets every budget; says the smallest possible one.
@@ -208,7 +212,7 @@ def choose(
         if len(limits) <= 1:
             return cheapest(space, first)
         prices = first.entries
-    found = solve_knapsack(space, limits, prices)
+    found = solve_knapsack(space, limits, prices, gap=gap, seconds=seconds)
     if found is None:
         raise _clash(space, limits, budgets)
     return found

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from autocompress.core import Allocation, Fidelity
+from autocompress.core import GRADIENT, Allocation, Fidelity
 from autocompress.errors import StudyError
 from autocompress.evaluator import Evaluator
 from autocompress.files import fingerprint, write_json
@@ -31,7 +32,7 @@ def sensitivities(session: Session, evaluator: Evaluator, study: Study, tokens: 
     def compute() -> dict[str, Sensitivities]:
         with session.clock("sensitivities"), session.progress.task("sensitivities") as advance:
             found = fisher_sensitivities(evaluator.stitched, windows, seed, progress=advance)
-        study.spend(int(windows.size), "sensitivities")
+        study.spend(GRADIENT * tokens, "sensitivities")
         return found._asdict()
 
     path = session.config.run_folder / f"sensitivities-{tokens}-{seed}.json"
@@ -39,20 +40,30 @@ def sensitivities(session: Session, evaluator: Evaluator, study: Study, tokens: 
 
 
 def linearize(
-    session: Session, evaluator: Evaluator, study: Study, allocation: Allocation, tokens: int
+    session: Session,
+    evaluator: Evaluator,
+    study: Study,
+    allocation: Allocation,
+    tokens: int,
+    before: int,
 ) -> Linearization:
-    """The run's linearization at an allocation from `tokens` search tokens, likewise."""
-    fidelity = Fidelity(tokens, session.config.seed)
+    """The run's linearization at an allocation from `tokens` search tokens, likewise.
+
+    Args:
+        before: search tokens to pass over first, in the order of the run's seed; whole windows.
+    """
+    seed, window = session.config.seed, session.windows.window
+    order = session.windows.rows(Fidelity(int(session.windows.search.size), seed))
+    chosen = order[(before + np.arange(0, tokens, window)) // window % len(order)]
 
     def compute() -> dict[str, Sensitivities]:
-        rows = torch.from_numpy(session.windows.rows(fidelity))
-        reference = evaluator.teacher(fidelity.split).rows(rows)
+        reference = evaluator.teacher("search").rows(torch.from_numpy(chosen))
         with session.clock("linearization"), session.progress.task("linearization") as advance:
             found = linearize_model(evaluator.stitched, allocation, reference, advance)
-        study.spend(tokens, "linearization")
+        study.spend(GRADIENT * tokens, "linearization")
         return {**found.slope._asdict(), "overlap": found.overlap}
 
-    name = f"linearization-{allocation.key[:12]}-{tokens}-{fidelity.seed}.json"
+    name = f"linearization-{allocation.key[:12]}-{tokens}-{before}-{seed}.json"
     found = _stored(session.config.run_folder / name, session, compute)
     return Linearization(Estimate(found["mean"], found["stderr"]), found["overlap"])
 

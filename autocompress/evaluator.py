@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise, starmap
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from autocompress.core import Allocation, Fidelity, Score, SearchSpace
 from autocompress.database import LevelDatabase
 from autocompress.prefix import PrefixModel
 from autocompress.progress import Progress
-from autocompress.quality import Teacher, score, stored_teacher, teacher
+from autocompress.quality import Teacher, score, stored_teacher, teacher, vocabulary_of
 from autocompress.stitch import StitchedModel
 from autocompress.windows import Windows
 
@@ -44,10 +46,27 @@ class Evaluator:
 
     def __call__(self, allocation: Allocation, fidelity: Fidelity, known: int = 0) -> Score:
         """Score of an allocation on all but the first `known` windows the fidelity names."""
+        return self.together([allocation], fidelity, known)[0]
+
+    def together(
+        self, allocations: Sequence[Allocation], fidelity: Fidelity, known: int = 0
+    ) -> list[Score]:
+        """Scores of several allocations, in order, each as if it were alone.
+
+        They take turns on every batch of windows, so that those which begin alike share hidden
+        states however many windows there are. Each shares most when those which agree furthest
+        follow each other, as they do in the order of their levels.
+        """
         rows = torch.from_numpy(self.windows.rows(fidelity)[known:])
         reference = self.teacher(fidelity.split).rows(rows)
-        self.stitched.stitch(allocation)
-        return score(self.forward, reference)
+        wanted = [*starmap(self.forward.agreement, pairwise(allocations)), None]
+        found = [Score((), ()) for _ in allocations]
+        for part in reference.batches(vocabulary_of(self.stitched.model)):
+            for i, (allocation, keep) in enumerate(zip(allocations, wanted, strict=True)):
+                self.stitched.stitch(allocation)
+                self.forward.keep = keep  # what the next one shares; of the last one, everything
+                found[i] = found[i].then(score(self.forward, part, fidelity.positions))
+        return found
 
     def teacher(self, split: str) -> Teacher:
         """The dense model's distributions on a whole split."""

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autocompress.core import Allocation, CostTable, SearchSpace
+from autocompress.errors import BudgetError
 from autocompress.levels import Level
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from autocompress.beam import Indices, Numbers, Row
+    from autocompress.dual import Indices, Numbers, Row
 
 Prices = Sequence[Mapping[Level, float]]  # per layer, level -> what the choice keeps small
 Limit = tuple[CostTable, float]  # total cost on the table, inclusive
 Pick = tuple[int, Level]  # one variable: this layer at this level
 
+EXACT = 1e-9  # relative gap at which an answer counts as the best
 RANGE = 1e3  # of the scaled prices; HiGHS stops at an absolute gap of 1e-6
-
-
-class SolverError(Exception):
-    """No answer, neither a solution nor that there is none."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ def solve_knapsack(
     limits: Sequence[Limit],
     prices: Prices,
     regions: Sequence[Region] = (),
-    gap: float = 1e-9,
+    gap: float = EXACT,
     seconds: float = math.inf,
 ) -> Allocation | None:
     """The allocation of least total price within every limit and region, or None if there is none.
@@ -67,9 +61,14 @@ def solve_knapsack(
     Args:
         prices: per layer, level -> price. Infinite and NaN prices count as ten times the
             largest finite one.
-        gap: relative distance from the optimum at which HiGHS may stop.
-        seconds: after which HiGHS stops with the best it has. Where it has nothing, dynamic
-            programming with a beam answers, and a warning says so.
+        gap: relative distance from the optimum at which HiGHS may stop, both measured from the sum
+            of every layer's least price.
+        seconds: after which each run of HiGHS stops with the best it has, and a warning says how
+            good that is. Where it has nothing, dynamic programming with a beam answers, and a
+            warning says so.
+
+    Raises:
+        BudgetError: HiGHS had no answer and the beam found none, which proves nothing.
     """
     import numpy as np
 
@@ -93,46 +92,20 @@ def _solve(
     objective: Numbers, owner: Indices, rows: Sequence[Row], gap: float, seconds: float
 ) -> Indices | None:
     """The chosen picks, by HiGHS or, where it gives no answer, by the beam, which says so."""
-    try:
-        return _solve_exactly(objective, owner, rows, gap, seconds)
-    except SolverError as error:
-        from autocompress.beam import solve_beam
+    from autocompress.beam import solve_beam
+    from autocompress.highs import SolverError, solve_highs
 
-        found = solve_beam(objective, owner, rows)
+    try:
+        return solve_highs(objective, owner, rows, gap, seconds)
+    except SolverError as error:
+        found, every = solve_beam(objective, owner, rows)
+        if found is None and not every:
+            raise BudgetError(
+                f"{error} A beam must find an allocation instead. Got none, which does not mean "
+                "that there is none. Give the solver more seconds or loosen a budget."
+            ) from error
         warnings.warn(f"{error} The answer is a beam's, which may be a little worse.", stacklevel=3)
         return found
-
-
-def _solve_exactly(
-    objective: Numbers, owner: Indices, rows: Sequence[Row], gap: float, seconds: float
-) -> Indices | None:
-    """The chosen picks, proven to be within `gap` of the best; None when nothing fits.
-
-    Raises:
-        SolverError: HiGHS is missing, or stopped without an answer.
-    """
-    import numpy as np
-
-    try:
-        from scipy.optimize import Bounds, LinearConstraint, milp
-        from scipy.sparse import csr_array
-    except ImportError as error:
-        raise SolverError(f"HiGHS must come with scipy. Got {error}.") from error
-    ones = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))))
-    limits = [LinearConstraint(row, -np.inf, room) for row, room in rows]
-    with _silence():
-        result = milp(
-            objective,
-            integrality=np.ones(len(owner)),
-            bounds=Bounds(0, 1),
-            constraints=[LinearConstraint(ones, 1, 1), *limits],
-            options={"mip_rel_gap": gap, "time_limit": seconds},
-        )
-    if result.x is None:
-        if result.status == 2:  # infeasible; anything else is no answer
-            return None
-        raise SolverError(f"HiGHS must solve or refuse the knapsack. Got: {result.message}")
-    return np.flatnonzero(result.x > 0.5)
 
 
 def diverse_solutions(
@@ -141,7 +114,7 @@ def diverse_solutions(
     prices: Prices,
     count: int,
     distance: int,
-    gap: float = 1e-9,
+    gap: float = EXACT,
 ) -> list[Allocation]:
     """Good allocations that differ from each other in `distance` layers or more, best first.
 
@@ -155,23 +128,6 @@ def diverse_solutions(
             break
         found.append(another)
     return found
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Standard output to nowhere: HiGHS prints there from C++ even when told not to, and what a
-    command prints there is for `--json`.
-    """
-    sys.stdout.flush()
-    saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        yield
-    finally:
-        ctypes.CDLL(None).fflush(None)  # C keeps lines for a pipe back until long after this
-        os.dup2(saved, 1)
-        os.close(saved)
-        os.close(nowhere)
 
 
 def _region_rows(space: SearchSpace, region: Region, picks: Sequence[Pick]) -> Iterator[Row]:

@@ -14,7 +14,7 @@ from autocompress.quality import Teacher, divergence_slope
 from autocompress.stitch import StitchedModel
 
 HALF = 0.5
-FOLDS = 8  # parts of the windows, from whose differences the standard errors come
+FOLDS = 4  # parts of the windows, from whose differences the standard errors come
 
 
 def linearize(
@@ -86,23 +86,17 @@ def _gradients(
 
 def _product(stitched: StitchedModel, name: str, level: Level, gradient: Tensor) -> float:
     """Derivative of the loss in the direction of what a level changes."""
-    return float((gradient * stitched.change(name, level)).sum())
+    return float(torch.dot(gradient.flatten(), stitched.change(name, level).flatten()))
 
 
 def _overlaps(stitched: StitchedModel, allocation: Allocation) -> Sensitivities:
     """Correlations of the changes of every level and of the allocation's own."""
-    space, rows = stitched.space, []
-    for layer, levels, own in zip(space.layers, space.levels, allocation.levels, strict=True):
-        products = np.zeros((3, len(levels)))
-        for name in layer.modules:
-            here = stitched.change(name, own)
-            for i, level in enumerate(levels):
-                there = stitched.change(name, level)
-                products[:, i] += [
-                    float((a * b).sum()) for a, b in ((here, there), (here, here), (there, there))
-                ]
-        both, here_squared, there_squared = products
-        size = np.sqrt(here_squared * there_squared)
-        overlap = np.divide(both, size, out=np.zeros_like(both), where=size > 0)
-        rows.append(dict(zip(levels, map(float, overlap), strict=True)))
+    rows = []
+    for layer, levels, own in zip(
+        stitched.space.layers, stitched.space.levels, allocation.levels, strict=True
+    ):
+        products = stitched.products(layer, levels)
+        size = np.sqrt(np.outer(products.diagonal(), products.diagonal()))
+        overlap = np.divide(products, size, out=np.zeros_like(products), where=size > 0)
+        rows.append(dict(zip(levels, map(float, overlap[levels.index(own)]), strict=True)))
     return tuple(rows)

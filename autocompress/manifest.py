@@ -32,7 +32,7 @@ def manifest_facts(
         weights: the written weights file.
     """
     config = session.config
-    predicted = problem.sensitivities(config.sensitivity_tokens).mean
+    predicted = problem.sensitivities(session.spending.sensitivities).mean
     return {
         "format": 1,
         **_model_facts(session),
@@ -43,7 +43,7 @@ def manifest_facts(
         "budgets": [budget_facts(problem, budget, winner) for budget in problem.budgets],
         "results": results,
         "allocation": allocation_facts(problem, winner, predicted),
-        "trials": trial_facts(problem, study),
+        "trials": trial_facts(problem, study, predicted),
         "tokens": _tokens(session, study),
         "seconds": {phase: round(spent, 2) for phase, spent in session.seconds.items()},
         "notes": _notes(session),

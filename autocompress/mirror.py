@@ -72,7 +72,7 @@ class Mirror:
         """
         import optuna
 
-        with _quiet():
+        with quiet():
             try:
                 study = optuna.create_study(
                     storage=open_storage(storage),
@@ -102,7 +102,7 @@ class Mirror:
         attributes = self._attributes(trial, role)
         if _identity(attributes) in self._mirrored:
             return
-        with _quiet():
+        with quiet():
             try:
                 self._study.add_trial(self._frozen(trial, attributes))
             except OSError as error:
@@ -140,6 +140,7 @@ class Mirror:
             "split": trial.fidelity.split,
             "tokens": trial.fidelity.tokens,
             "seed": trial.fidelity.seed,
+            "every": trial.fidelity.every,
             **costs,
         }
 
@@ -193,7 +194,8 @@ def _cut_torn_line(path: Path) -> None:
 
 def _identity(attributes: Mapping[str, object]) -> tuple[object, ...]:
     """What makes a trial itself; numbers differ between runs that share a storage."""
-    return tuple(attributes[name] for name in ("allocation", "tokens", "seed", "split"))
+    same = tuple(attributes[name] for name in ("allocation", "tokens", "seed", "split"))
+    return (*same, attributes.get("every", 1))
 
 
 def _bits(layers: Sequence[Layer], levels: Sequence[Level]) -> float:
@@ -228,7 +230,7 @@ def _kind(layer: Layer) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Optuna without its messages and experimental warnings, here and nowhere else."""
     import optuna
 

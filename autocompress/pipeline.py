@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from autocompress.config import StudyConfig
-from autocompress.core import Allocation, Fidelity, Problem, Trial
+from autocompress.core import Allocation, Problem, Trial
 from autocompress.cost import check_budgets, parse_budget
 from autocompress.database import LevelDatabase
 from autocompress.errors import BudgetError
 from autocompress.estimates import linearize, sensitivities
 from autocompress.evaluator import Evaluator
 from autocompress.exporters.native import save_native
+from autocompress.finalists import (
+    Finalists,
+    find_finalists,
+    race_finalists,
+    score_finalists,
+)
 from autocompress.latency_search import (
     TRIES,
     Limit,
@@ -37,17 +41,11 @@ from autocompress.mirror import JOURNAL, Mirror
 from autocompress.output import check_output, claim_output, write_manifest
 from autocompress.progress import Progress, Silent
 from autocompress.report import write_report
-from autocompress.result import Result, candidate_facts, dense_facts
+from autocompress.result import Result, dense_facts
 from autocompress.session import Session, complete_database, open_session
 from autocompress.strategies import configured
-from autocompress.strategies.ilp import solve
-from autocompress.strategies.uniform import nearest_uniform, uniform_origin
 from autocompress.study import Study
 from autocompress.targets import find_target
-
-NAMES = {"uniform": "uniform", "ilp": "the ILP's answer", "search": "the best candidate"}
-Finalists = dict[str, tuple[Allocation, str]]  # role -> allocation, origin; simplest first
-SEARCH_TOKENS = 8192  # of the search split, on which the report compares winner and baselines
 
 
 def build_database(config: StudyConfig, progress: Progress | None = None) -> LevelDatabase:
@@ -90,7 +88,7 @@ def run_search(config: StudyConfig, progress: Progress | None = None) -> Result:
     if not config.budgets:
         raise BudgetError("a search must have a budget. Got none. Add --budget 3.5bits.")
     check_output(config.out)
-    configured(config)  # an unknown strategy must not wait for the database
+    configured(config, config.spending(config.tokens.search))  # must not wait for the database
     find_target(config.target)
     session = open_session(config, progress or Silent())
     limit = open_limit(session)
@@ -116,7 +114,7 @@ def run_search(config: StudyConfig, progress: Progress | None = None) -> Result:
             budgets=budgets,
             evaluate=study.evaluate,
             sensitivities=lambda tokens: sensitivities(session, evaluator, study, tokens),
-            linearize=lambda at, tokens: linearize(session, evaluator, study, at, tokens),
+            linearize=lambda *at: linearize(session, evaluator, study, *at),
             window=config.window,
             tokens=int(session.windows.search.size),
         )
@@ -136,7 +134,7 @@ def _conclude(
     with session.clock("teacher"):
         evaluator.teacher("test")
     with session.clock("verify"):
-        results = _results(session, problem, study, mirror, finalists, best, raced)
+        results = score_finalists(session, problem, study, mirror, finalists, best, raced)
         results = {"dense": _dense(session, problem, evaluator), **results}
     problem = replace(problem, costs=predicted_costs(session, limit))  # without the margin
     if limit is not None:
@@ -161,11 +159,11 @@ def _winner(
     """
     while True:
         with session.clock("search"):
-            finalists = _search(session, problem, study, mirror)
+            finalists = find_finalists(session, problem, study, mirror)
         with session.clock("teacher"):
             evaluator.teacher("validate")
         with session.clock("verify"):
-            raced = _race(session, study, mirror, finalists)
+            raced = race_finalists(session, study, mirror, finalists)
         ranked = list(raced)
         if limit is None:
             return ranked[0], finalists, raced
@@ -182,69 +180,6 @@ def _winner(
         tighten(limit, ranked[0])
         session.progress.say("the winner is slower than predicted: searching below the limit")
         problem = tightened(problem, limit)
-
-
-def _search(session: Session, problem: Problem, study: Study, mirror: Mirror) -> Finalists:
-    """Run the strategy; role -> (allocation, origin), simplest first."""
-    found: Trial | None = None
-    for found in configured(session.config)(problem, np.random.default_rng(session.config.seed)):
-        session.progress.say(
-            f"{found.origin}: KL {found.loss:.4f} on {found.fidelity.tokens:,} tokens, "
-            f"{study.tokens:,} spent"
-        )
-        for trial in study.at(found.fidelity):  # all of the last stage; known ones are skipped
-            mirror.report(trial, "candidate")
-    predicted = problem.sensitivities(session.config.sensitivity_tokens).mean
-    additive = solve(problem.space, problem.costs, problem.budgets, predicted)
-    uniform = nearest_uniform(problem)
-    roles = {"uniform": (uniform, uniform_origin(problem, uniform)), "ilp": (additive, "ilp")}
-    if found is not None:
-        roles["search"] = (found.allocation, found.origin)
-    return roles
-
-
-def _race(session: Session, study: Study, mirror: Mirror, finalists: Finalists) -> dict[str, Trial]:
-    """Role -> trial on validation windows, best first; ties go to the simplest."""
-    fidelity = Fidelity(int(session.windows.validate.size), 0, "validate")
-    found = {role: _score(session, study, mirror, finalists, role, fidelity) for role in finalists}
-    return dict(sorted(found.items(), key=lambda item: item[1].loss))
-
-
-def _score(
-    session: Session,
-    study: Study,
-    mirror: Mirror,
-    finalists: Finalists,
-    role: str,
-    fidelity: Fidelity,
-) -> Trial:
-    allocation, origin = finalists[role]
-    session.progress.say(f"scoring {NAMES[role]} on {fidelity.split} windows")
-    (trial,) = study.evaluate([allocation], fidelity, origin)
-    mirror.report(trial, "finalist" if role == "search" else "baseline")
-    return trial
-
-
-def _results(
-    session: Session,
-    problem: Problem,
-    study: Study,
-    mirror: Mirror,
-    finalists: Finalists,
-    best: str,
-    raced: Mapping[str, Trial],
-) -> dict[str, Any]:
-    """Scores of uniform, ILP and winner; only here is any test window looked at."""
-    search = problem.fidelity(SEARCH_TOKENS)
-    test = Fidelity(int(session.windows.test.size), 0, "test")
-    results = {}
-    for role in dict.fromkeys(("uniform", "ilp", best)):
-        before, after = (
-            _score(session, study, mirror, finalists, role, fidelity) for fidelity in (search, test)
-        )
-        trials = {"search": before, "validate": raced[role], "test": after}
-        results[role] = candidate_facts(problem, trials)
-    return {"uniform": results["uniform"], "ilp": results["ilp"], "winner": results[best]}
 
 
 def _dense(session: Session, problem: Problem, evaluator: Evaluator) -> dict[str, Any]:

@@ -9,6 +9,7 @@ k = 512 it is short by 3 to 5 % at 2 to 4 bits (`studies/main_job/measure.py exa
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -28,6 +29,7 @@ TOP = 512
 BATCH = 4  # windows per forward pass at most
 ROWS = 32  # rows of logits worked on together
 LOGITS = 1 << 27  # logits per forward pass at most: 256 MB in bf16
+ALL = slice(None)  # positions of a window
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,14 @@ class Teacher:
     tail: Tensor
     nll: Tensor
 
-    def rows(self, chosen: Tensor | int) -> Teacher:
+    def rows(self, chosen: Tensor | int | slice) -> Teacher:
         """The teacher of some of its windows, or of one alone, by number."""
         return Teacher(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+    def batches(self, vocabulary: int) -> list[Teacher]:
+        """Its windows in order, as many at a time as one pass takes."""
+        size = batch_size(self.windows.shape[1], vocabulary)
+        return [self.rows(slice(i, i + size)) for i in range(0, len(self.windows), size)]
 
     @property
     def perplexity(self) -> float:
@@ -58,12 +65,36 @@ class Teacher:
         return float(self.nll.double().mean().exp())
 
 
-def window_logits(model: Any, windows: Tensor) -> Iterator[Tensor]:
-    """Yields (window, vocab) logits, one window of (n, window) tokens after the other."""
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    batch = max(1, min(BATCH, LOGITS // (windows.shape[1] * vocabulary)))
-    for part in windows.split(batch):
-        yield from model(input_ids=part, use_cache=False).logits
+def vocabulary_of(model: Any) -> int:
+    """Logits of a position."""
+    return int(model.get_output_embeddings().weight.shape[0])
+
+
+def batch_size(window: int, vocabulary: int) -> int:
+    """Windows per forward pass."""
+    return max(1, min(BATCH, LOGITS // (window * vocabulary)))
+
+
+def window_logits(model: Any, windows: Tensor, positions: slice = ALL) -> Iterator[Tensor]:
+    """Yields (positions, vocab) logits, one window of (n, window) tokens after the other.
+
+    The head runs at these positions only, where the model's forward can spare it the others.
+    """
+    for part in windows.split(batch_size(windows.shape[1], vocabulary_of(model))):
+        yield from _logits(model, part, positions)
+
+
+def _logits(model: Any, part: Tensor, positions: slice) -> Tensor:  # (n, positions, vocab)
+    if positions == ALL or not _spares_head(model):
+        logits: Tensor = model(input_ids=part, use_cache=False).logits
+        return logits[:, positions]
+    kept = torch.arange(part.shape[1])[positions]
+    found: Tensor = model(input_ids=part, use_cache=False, logits_to_keep=kept).logits
+    return found
+
+
+def _spares_head(model: Any) -> bool:
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 @torch.inference_mode()
@@ -76,7 +107,7 @@ def teacher(
     """The distributions of the dense `model` on (n, window) tokens."""
     tokens = torch.from_numpy(windows)
     n, window = tokens.shape
-    k = min(top, model.get_output_embeddings().weight.shape[0])
+    k = min(top, vocabulary_of(model))
     index = torch.empty(n, window, k, dtype=torch.int32)
     logp = torch.empty(n, window, k)
     tail = torch.empty(n, window)
@@ -91,19 +122,21 @@ def teacher(
 
 
 def log_probabilities(
-    logits: Tensor,  # (window, vocab), any float type
-    index: Tensor,  # (window, k), tokens wanted
+    logits: Tensor,  # (positions, vocab), any float type
+    index: Tensor,  # (positions, k), tokens wanted
     tokens: Tensor,  # (window,), int64, the text itself
-) -> tuple[Tensor, Tensor]:  # log p (window, k), nll of the text (window - 1,), nats
+    positions: slice = ALL,  # of the window
+) -> tuple[Tensor, Tensor]:  # log p (positions, k), nll of the text (positions with a next,), nats
     """In float32, a few rows at a time: a whole window at 49 k tokens would leave the caches."""
-    following = torch.cat([tokens[1:], tokens[:1]])
+    following = tokens.roll(-1)[positions]
     wanted = torch.cat([index.long(), following.unsqueeze(1)], 1)
     rows = []
     for part, columns in zip(logits.split(ROWS), wanted.split(ROWS), strict=True):
         exact = part.float()
         rows.append(exact.gather(1, columns) - exact.logsumexp(1, keepdim=True))
     found = torch.cat(rows)
-    return found[:, :-1], -found[:-1, -1]
+    followed = torch.arange(len(tokens))[positions] < len(tokens) - 1
+    return found[:, :-1], -found[followed, -1]
 
 
 def divergence(
@@ -133,12 +166,18 @@ def divergence_slope(
 
 
 @torch.inference_mode()
-def score(model: Any, reference: Teacher) -> Score:
-    """How far `model` is from the reference's dense model on the reference's windows."""
+def score(model: Any, reference: Teacher, positions: slice = ALL) -> Score:
+    """How far `model` is from the reference's dense model on the reference's windows.
+
+    Args:
+        positions: of every window, to compare at; one at least that is not its last.
+    """
     losses, nlls = [], []
-    for i, logits in enumerate(window_logits(model, reference.windows)):
-        logq, nll = log_probabilities(logits, reference.index[i], reference.windows[i])
-        losses.append(float(divergence(reference.logp[i], reference.tail[i], logq).mean()))
+    for i, logits in enumerate(window_logits(model, reference.windows, positions)):
+        dense = reference.rows(i)
+        logq, nll = log_probabilities(logits, dense.index[positions], dense.windows, positions)
+        loss = divergence(dense.logp[positions], dense.tail[positions], logq).mean()
+        losses.append(float(loss))
         nlls.append(float(nll.mean()))
     return Score(tuple(losses), tuple(nlls))
 

@@ -127,8 +127,12 @@ def budget_facts(problem: Problem, budget: Budget, allocation: Allocation) -> di
     }
 
 
-def trial_facts(problem: Problem, study: Study) -> list[dict[str, Any]]:
-    """Every evaluation of the study, with all tokens that were spent when it was done."""
+def trial_facts(problem: Problem, study: Study, predicted: Sensitivities) -> list[dict[str, Any]]:
+    """Every evaluation of the study, with all tokens that were spent when it was done.
+
+    Args:
+        predicted: whose sum over layers is the loss if losses of layers add up.
+    """
     rows = []
     for trial, spent in zip(study.trials, study.spent_until, strict=True):
         bits = problem.table("bits").total(trial.allocation) / problem.space.weights
@@ -137,14 +141,22 @@ def trial_facts(problem: Problem, study: Study) -> list[dict[str, Any]]:
                 "number": trial.number,
                 "spent": spent,
                 "loss": _finite(trial.loss),
+                "predicted": _finite(additive_loss(predicted, trial.allocation)),
                 "effective_bits": bits,
                 "origin": trial.origin,
                 "split": trial.fidelity.split,
                 "tokens": trial.fidelity.tokens,
                 "seed": trial.fidelity.seed,
+                "every": trial.fidelity.every,
             }
         )
     return rows
+
+
+def additive_loss(predicted: Sensitivities, allocation: Allocation) -> float:
+    """The sum of sensitivities, nats/token; NaN where a level has none."""
+    rows = zip(predicted, allocation.levels, strict=True)
+    return sum(row.get(level, math.nan) for row, level in rows)
 
 
 def _finite(value: float) -> float | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from autocompress.backends import BACKENDS, Op, choose_backend
 from autocompress.errors import BackendError
+from autocompress.fusion import Fused, fuse
 from autocompress.levels import Dense, Level, Shape
 from autocompress.models import is_linear, weight_of
 from autocompress.packed import Packed, tensor_shapes
@@ -27,10 +28,7 @@ class PackedWeight(nn.Module):
     """A compressed (out, in) weight: as files hold it until it is prepared, then as a backend does.
 
     Until then buffers named as in `tensor_shapes` hold it; afterwards they are None, and the state
-    dict still has them.
-
-    Args:
-        dtype: what the model computes in.
+    dict still has them. `dtype` is what the model computes in.
     """
 
     def __init__(self, level: Level, shape: Shape, dtype: torch.dtype) -> None:
@@ -115,12 +113,19 @@ class PackedLinear(PackedWeight):
     ) -> None:
         super().__init__(level, shape, dtype)
         self.bias = bias
+        self.fused: Fused | None = None  # with modules that read the same input
+
+    def release(self) -> None:
+        super().release()
+        if self.fused is not None:
+            self.fused.dissolve()
 
     def forward(self, x: Tensor) -> Tensor:
         op = self.op
         if op is None:
             op = self.prepare()
-        return op(x, self.bias)
+        y = None if self.fused is None else self.fused(self, x)
+        return op(x, self.bias) if y is None else y
 
 
 class PackedEmbedding(PackedWeight):
@@ -251,12 +256,13 @@ def prepare(
         if hook is _prepare_first:
             del model._forward_pre_hooks[key]
     modules = packed_modules(model)
-    for module in modules:
-        module.prepare()
+    changed = any(module.op is None for module in modules)
+    ops = [(module.prepare(), module.backend) for module in modules]
     with torch.inference_mode(False):
         for name, used in BACKENDS.items():
-            ops = [module.op for module in modules if module.backend == name]
-            used.place([op for op in ops if op is not None])
+            used.place([op for op, backend in ops if backend == name])
+    if changed:
+        fuse(model, {k: one for k, one in model.named_modules() if isinstance(one, PackedLinear)})
     _warn_of_others(modules)
     return used_backends(model)
 

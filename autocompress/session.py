@@ -14,6 +14,7 @@ from autocompress.config import StudyConfig
 from autocompress.core import CostTable, SearchSpace
 from autocompress.cost import size_tables
 from autocompress.database import LevelDatabase, database_identity
+from autocompress.effort import Plan
 from autocompress.exporters.native import other_bytes
 from autocompress.files import fingerprint
 from autocompress.machine import compute_dtype
@@ -54,6 +55,11 @@ class Session:
             inner = sum(self.seconds.values()) - counted
             spent = time.perf_counter() - start - inner
             self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
+
+    @property
+    def spending(self) -> Plan:
+        """What the search's token budget is spent on."""
+        return self.config.spending(int(self.windows.search.size))
 
     def facts(self) -> dict[str, Any]:
         """What every loss depends on; budgets, seeds and strategies may change in one study."""

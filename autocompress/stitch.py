@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from autocompress.core import Allocation, SearchSpace
+from autocompress.core import Allocation, Layer, SearchSpace
 from autocompress.database import LevelDatabase
 from autocompress.levels import Dense, Level
 from autocompress.models import is_transposed, set_weight, weight_of
@@ -30,6 +33,7 @@ class StitchedModel:
             for name in layer.modules
         }
         self.tied = tied_modules(model)
+        self._products: dict[tuple[str, tuple[Level, ...]], npt.NDArray[np.float64]] = {}
         self.current: dict[str, Level | None] = dict.fromkeys(self.dense, Dense())  # None: between
 
     def stitch(self, allocation: Allocation) -> Any:
@@ -53,6 +57,19 @@ class StitchedModel:
         if isinstance(level, Dense):
             return torch.zeros_like(weight)
         return self.database.weight(name, level, dense.dtype) - weight
+
+    def products(
+        self, layer: Layer, levels: Sequence[Level]
+    ) -> npt.NDArray[np.float64]:  # (levels, levels)
+        """Inner products of what the levels change of a layer's weights, computed once."""
+        key = (layer.name, tuple(levels))
+        if key not in self._products:
+            found = np.zeros((len(levels), len(levels)))
+            for name in layer.modules:
+                changes = torch.stack([self.change(name, level).flatten() for level in levels])
+                found += (changes @ changes.T).double().numpy()
+            self._products[key] = found
+        return self._products[key]
 
     def blend(self, allocation: Allocation, share: float) -> Any:
         """The model on its way: dense weights plus `share` of what the allocation changes."""

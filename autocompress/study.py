@@ -5,24 +5,39 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from autocompress.core import Allocation, CostTable, Fidelity, Score, SearchSpace, Trial
 from autocompress.errors import OutputError, SpaceError, StudyError
-from autocompress.files import exclusive, write_json
+from autocompress.files import exclusive
 from autocompress.jsonl import JsonLines, Row, damaged, write_row
 from autocompress.levels import parse_level
+from autocompress.run_facts import check_facts
 
 Measure = Callable[[Allocation, Fidelity, int], Score]  # (…, windows known): of those behind
 
+
+@runtime_checkable
+class Together(Protocol):
+    """A measure that scores several allocations at once for less than one by one."""
+
+    def together(
+        self, allocations: Sequence[Allocation], fidelity: Fidelity, known: int
+    ) -> Sequence[Score]:
+        """Their scores, in order, on all but the first `known` windows."""
+
+
+GROUP = 8  # allocations scored at once at most
+GROUP_TOKENS = 1 << 16  # that they score at most: what a kill may lose
+
 LOCK = "study.lock"
 FORMAT = 2  # of the rows
-FACTS = "study.json"
 TABLE = "evaluations.jsonl"
 
 
@@ -31,8 +46,9 @@ class Study:
 
     Inside `with`, the folder belongs to this process alone, `evaluate` answers what is known
     and records the rest, one durable row each, so a run that is killed at any moment loses at
-    most the evaluation it was in. Windows that an allocation was scored on are not scored again
-    when another fidelity of the same seed names them.
+    most the group it was in: 8 evaluations and 65,536 tokens, or one evaluation. Windows that an
+    allocation was scored on are not scored again when another fidelity of the same seed, at the
+    same positions, names them.
 
     Args:
         path: the run folder; created when missing.
@@ -41,7 +57,7 @@ class Study:
         facts: what the losses depend on (fingerprints of model, calibration, space, database);
             a folder that was recorded under other facts is refused. Values are JSON.
         score: (allocation, fidelity, known) -> its score on all but the first `known` windows of
-            the fidelity; the expensive part.
+            the fidelity; the expensive part. What can score several `Together` is asked to.
         clock: seconds, for the recorded duration.
 
     Attributes:
@@ -61,7 +77,7 @@ class Study:
         space: SearchSpace,
         costs: Sequence[CostTable],
         facts: Mapping[str, Any],
-        score: Measure,
+        score: Measure | Together,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.path = path
@@ -73,7 +89,7 @@ class Study:
         as_read = json.loads(write_row(facts))  # tuples are lists
         self._facts = {"format": FORMAT, **as_read}
         self._known: dict[tuple[str, Fidelity], Trial] = {}
-        self._longest: dict[tuple[str, int, str], Trial] = {}  # by allocation, seed and split
+        self._longest: dict[tuple[str, Fidelity], Trial] = {}  # by `_windows`
         self._allocations: dict[str, Allocation] = {}
 
     def __enter__(self) -> Self:
@@ -85,7 +101,7 @@ class Study:
                     f"a study must be able to write its folder '{self.path}'. Got: {error}. "
                     "Choose another folder."
                 ) from error
-            _check_facts(self.path, self._facts)
+            check_facts(self.path, TABLE, self._facts)
             self._table = opened.enter_context(closing(JsonLines(self.path / TABLE)))
             for line, row in enumerate(self._table.load(), start=1):
                 self._remember(row, line)
@@ -106,16 +122,15 @@ class Study:
         """Trials of `allocations`, in order; what is known is not scored again.
 
         They are scored in the order of their levels, so that those that begin alike follow each
-        other: the score of one may then use what it shares with the one before.
+        other, and in groups: the score of one may use what it shares with the others.
 
         Raises:
             SpaceError: an allocation is not in the space.
             OutputError: a row could not be written.
         """
-        alike = sorted(allocations, key=lambda it: [str(level) for level in it.levels])
-        for allocation in alike:
-            self._evaluate(allocation, fidelity, origin)
-        return [self._evaluate(allocation, fidelity, origin) for allocation in allocations]
+        for known, group in self._groups(allocations, fidelity):
+            self._evaluate(group, fidelity, known, origin)
+        return [self._known[allocation.key, fidelity] for allocation in allocations]
 
     @property
     def tokens(self) -> int:
@@ -131,30 +146,53 @@ class Study:
         self._table.append([{"spent": what, "tokens": tokens}])
         self.spent[what] += tokens
 
-    def _evaluate(self, allocation: Allocation, fidelity: Fidelity, origin: str) -> Trial:
-        known = self._known.get((allocation.key, fidelity))
-        if known is not None:
-            return known
-        if allocation not in self._space:
-            raise SpaceError(
-                f"an evaluated allocation must be in the search space '{self._space.name}'. "
-                f"Got {', '.join(map(str, allocation.levels))}."
-            )
+    def _groups(
+        self, allocations: Sequence[Allocation], fidelity: Fidelity
+    ) -> list[tuple[int, list[Allocation]]]:
+        """What must be scored: a few at a time that have as many known windows, and how many."""
+        fresh = {it: None for it in allocations if (it.key, fidelity) not in self._known}
+        for allocation in fresh:
+            if allocation not in self._space:
+                raise SpaceError(
+                    f"an evaluated allocation must be in the search space '{self._space.name}'. "
+                    f"Got {', '.join(map(str, allocation.levels))}."
+                )
+        alike: defaultdict[int, list[Allocation]] = defaultdict(list)
+        for allocation in sorted(fresh, key=lambda it: [str(level) for level in it.levels]):
+            alike[len(self._shared(allocation, fidelity)[0].losses)].append(allocation)
+        most = GROUP if isinstance(self._score, Together) else 1
+        size = min(most, max(1, GROUP_TOKENS // fidelity.tokens))
+        return [
+            (k, them[i : i + size]) for k, them in alike.items() for i in range(0, len(them), size)
+        ]
+
+    def _evaluate(
+        self, group: Sequence[Allocation], fidelity: Fidelity, known: int, origin: str
+    ) -> None:
+        """Score allocations whose first `known` windows are known, and record them."""
         start = self._clock()
-        score, tokens = self._shared(allocation, fidelity)
-        if tokens < fidelity.tokens:
-            score = score.then(_finite(self._score(allocation, fidelity, len(score.losses))))
-        scored = fidelity.tokens - tokens
-        seconds = self._clock() - start
-        trial = self._trial(len(self.trials), allocation, fidelity, score, origin)
-        self._table.append(self._rows(trial, scored, seconds))
-        self._add(trial, scored)
-        self.fresh += 1
-        return trial
+        shared = [self._shared(allocation, fidelity) for allocation in group]
+        rest: Sequence[Score] = [Score((), ())] * len(group)
+        if shared[0][1] < fidelity.tokens:
+            rest = self._measure(group, fidelity, known)
+        seconds = (self._clock() - start) / len(group)
+        for allocation, (before, tokens), behind in zip(group, shared, rest, strict=True):
+            score = before.then(_finite(behind))
+            trial = self._trial(len(self.trials), allocation, fidelity, score, origin)
+            self._table.append(self._rows(trial, fidelity.tokens - tokens, seconds))
+            self._add(trial, fidelity.tokens - tokens)
+            self.fresh += 1
+
+    def _measure(
+        self, group: Sequence[Allocation], fidelity: Fidelity, known: int
+    ) -> Sequence[Score]:
+        if isinstance(self._score, Together):
+            return self._score.together(group, fidelity, known)
+        return [self._score(allocation, fidelity, known) for allocation in group]
 
     def _shared(self, allocation: Allocation, fidelity: Fidelity) -> tuple[Score, int]:
         """What is known of the first windows of a fidelity, and how many tokens they are."""
-        trial = self._longest.get((allocation.key, fidelity.seed, fidelity.split))
+        trial = self._longest.get((allocation.key, _windows(fidelity)))
         if trial is None:
             return Score((), ()), 0
         window = trial.fidelity.tokens // len(trial.score.losses)
@@ -162,12 +200,7 @@ class Study:
         return score, window * len(score.losses)
 
     def _trial(
-        self,
-        number: int,
-        allocation: Allocation,
-        fidelity: Fidelity,
-        score: Score,
-        origin: str,
+        self, number: int, allocation: Allocation, fidelity: Fidelity, score: Score, origin: str
     ) -> Trial:
         costs = tuple(table.total(allocation) for table in self._costs)
         return Trial(number, allocation, fidelity, score, costs, origin)
@@ -176,16 +209,11 @@ class Study:
         key = trial.allocation.key
         if key not in self._allocations:
             yield {"allocation": key, "levels": [str(level) for level in trial.allocation.levels]}
-        fidelity = trial.fidelity
         names = (table.name for table in self._costs)
         yield {
             "number": trial.number,
             "allocation": key,
-            "fidelity": {
-                "tokens": fidelity.tokens,
-                "seed": fidelity.seed,
-                "split": fidelity.split,
-            },
+            "fidelity": asdict(trial.fidelity),
             "loss": _null(trial.loss),  # for readers; the rest is in the next two
             "losses": list(map(_null, trial.score.losses)),
             "nlls": list(map(_null, trial.score.nlls)),
@@ -220,13 +248,8 @@ class Study:
         score = _finite(Score(tuple(row["losses"]), tuple(row["nlls"])))
         if not score.losses or len(score.losses) != len(score.nlls):
             raise ValueError("it must have both losses of every window")
-        return self._trial(
-            row["number"],
-            self._allocations[row["allocation"]],
-            Fidelity(**row["fidelity"]),
-            score,
-            row["origin"],
-        )
+        allocation, fidelity = self._allocations[row["allocation"]], Fidelity(**row["fidelity"])
+        return self._trial(row["number"], allocation, fidelity, score, row["origin"])
 
     def _add(self, trial: Trial, scored: int) -> None:
         self.trials.append(trial)
@@ -235,10 +258,15 @@ class Study:
         key, fidelity = trial.allocation.key, trial.fidelity
         self._allocations.setdefault(key, trial.allocation)
         self._known[key, fidelity] = trial
-        same = (key, fidelity.seed, fidelity.split)
+        same = (key, _windows(fidelity))
         longest = self._longest.get(same)
         if longest is None or longest.fidelity.tokens < fidelity.tokens:
             self._longest[same] = trial
+
+
+def _windows(fidelity: Fidelity) -> Fidelity:
+    """What scores of the same windows at the same positions have in common."""
+    return replace(fidelity, tokens=0)
 
 
 def _finite(score: Score) -> Score:
@@ -260,24 +288,3 @@ def _two_runs(path: Path) -> str:
         f"a study must have one run at a time. Got two runs on one study, '{path}'. "
         "Wait for the other run, or use another folder."
     )
-
-
-def _check_facts(path: Path, facts: Row) -> None:
-    """Compare with the facts of the first run, or write them when this is it."""
-    file = path / FACTS
-    if not file.exists():
-        if (path / TABLE).exists() and (path / TABLE).stat().st_size:
-            raise StudyError(f"'{path}' must have {FACTS} beside {TABLE}. Use another folder.")
-        return write_json(file, facts)
-    try:
-        before = dict(json.loads(file.read_bytes()))
-    except (TypeError, ValueError) as error:
-        raise StudyError(f"'{file}' must be JSON. Got: {error}. Use another folder.") from error
-    other = sorted(key for key in before.keys() | facts.keys() if before.get(key) != facts.get(key))
-    if other:
-        changes = "; ".join(f"{key} {before.get(key)!r} is now {facts.get(key)!r}" for key in other)
-        raise StudyError(
-            f"a study must continue with the facts it began with. Got other {', '.join(other)} "
-            f"in '{path}' ({changes}). Use another folder, or the former settings."
-        )
-    return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,8 +36,13 @@ def is_causal(model: Any) -> bool:
     return torch.allclose(a, b, rtol=0, atol=near, equal_nan=True)
 
 
-def input_groups(model: Any, modules: Sequence[str]) -> list[tuple[str, ...]]:
+def input_groups(
+    model: Any, modules: Sequence[str], same: Callable[[Tensor, Tensor], bool] | None = None
+) -> list[tuple[str, ...]]:
     """Modules grouped by the tensor they read, in the order the forward pass reaches them.
+
+    Args:
+        same: whether two inputs are one; by default, if they are the same memory.
 
     Modules the probe never reaches (they read nothing but their own input) come last, alone.
     """
@@ -58,7 +63,7 @@ def input_groups(model: Any, modules: Sequence[str]) -> list[tuple[str, ...]]:
     groups: list[tuple[Tensor, list[str]]] = []
     for name, tensor in seen:
         for shared, members in groups:
-            if _same(shared, tensor):
+            if (same or _same)(shared, tensor):
                 members.append(name)
                 break
         else:

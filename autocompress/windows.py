@@ -65,9 +65,15 @@ class Windows:
         """Numbers of the windows a fidelity names, within its split, in the order of its seed.
 
         Raises:
-            CalibrationError: not a whole number of windows, or more than the split holds.
+            CalibrationError: not a whole number of windows, more than the split holds, or no
+                position of a window would be scored.
         """
         windows = self.split(fidelity.split)
+        if not 1 <= fidelity.every <= self.window:
+            raise CalibrationError(
+                "a fidelity must score one in 1 to "
+                f"{self.window} positions, the window. Got every {fidelity.every}. Change it."
+            )
         count, rest = divmod(fidelity.tokens, self.window)
         if rest or not 1 <= count <= len(windows):
             raise CalibrationError(

@@ -232,6 +232,14 @@ def test_unknown_split(corpus: str) -> None:
         windows_of(corpus).subset(Fidelity(32, 0, "train"))
 
 
+@pytest.mark.parametrize("every", [0, -1, 33])
+def test_positions_are_at_least_one_of_a_window(corpus, every):
+    windows = windows_of(corpus)
+    assert len(windows.rows(Fidelity(windows.window, every=windows.window))) == 1
+    with pytest.raises(CalibrationError, match=rf"1 to {windows.window} positions.*every {every}"):
+        windows.rows(Fidelity(windows.window, every=every))
+
+
 def test_leaks_are_errors(corpus: str) -> None:
     good = windows_of(corpus)
     good.check_disjoint()

@@ -24,6 +24,8 @@ calibration = "text.jsonl"
 window = 256
 seed = 7
 strategy = "evolution"
+effort = "thorough"
+spend = 50000
 sensitivity_tokens = 1024
 generations = 0
 offspring = 4
@@ -62,6 +64,8 @@ def test_file_sets_every_field(tmp_path: Path) -> None:
         tokens=SplitTokens(search=4096),
         seed=7,
         strategy="evolution",
+        effort="thorough",
+        spend=50_000,
         sensitivity_tokens=1024,
         generations=0,
         offspring=4,
@@ -116,6 +120,9 @@ def test_run_folder_stands_beside_the_result_unless_named() -> None:
         ("seed = 7", "seed = -1", "seed must be between 0 and 4294967295. Got -1"),
         ("generations = 0", "generations = -1", "generations must be between 0 .*Got -1"),
         ("offspring = 4", "offspring = 0", "offspring must be between 1 .*Got 0"),
+        ("= 50000", "= 100", "at least 2304 tokens to spend.*Got 100"),
+        ("= 50000", "= -1", "at least 2304 tokens to spend.*Got -1"),
+        ('"thorough"', '"thorugh"', "an effort must be one of quick.*Did you mean 'thorough'"),
         ("= 1024", "= 1000", "sensitivity_tokens must be a multiple of the window, 256. Got 1000"),
         ("= 1024", "= 8192", "sensitivity_tokens must be between 1 and 4096. Got 8192"),
         ("window = 256", "window = 300", "'calibrate' must be a multiple of the window"),

@@ -1,6 +1,7 @@
 import ctypes
 import itertools
 import math
+import sys
 import time
 from dataclasses import replace
 
@@ -10,15 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import SMOLLM2, random_table, spaces, toy_problem, toy_sensitivities, toy_space
 
+from autocompress import highs
+from autocompress.beam import solve_beam
 from autocompress.core import Allocation, Budget, CostTable
 from autocompress.cost import parse_budget, size_tables
-from autocompress.errors import BudgetError
-from autocompress.knapsack import Region, SolverError, diverse_solutions, solve_knapsack
+from autocompress.dual import lower_bound
+from autocompress.errors import BudgetError, ConfigError
+from autocompress.highs import SolverError, solve_highs
+from autocompress.knapsack import Region, diverse_solutions, solve_knapsack
 from autocompress.levels import parse_level
-from autocompress.strategies.ilp import solve
+from autocompress.strategies.ilp import ILP, solve
 
 SPACE = toy_space()
 COSTS = size_tables(SPACE, 1000)
+LARGE_KEYS = tuple(f"w{b}g{g}" for g in range(16, 72, 8) for b in (2, 3, 4, 5, 6, 8))[:40]
 
 
 def bits(text, space=SPACE):
@@ -59,12 +65,12 @@ def test_ilp_is_enumeration(space, seed, count, high, slack):
         with pytest.raises(BudgetError, match="beside"):
             solve(space, costs, budgets, prices)
         return
-    found = solve(space, costs, budgets, prices)
+    found = solve(space, costs, budgets, prices, gap=1e-9)
     assert found in space
     assert toy_problem(space, budgets, costs).fits(found)
     total = sum(row[level] for row, level in zip(prices, found.levels, strict=True))
     assert total == pytest.approx(expected, rel=1e-6, abs=1e-9)
-    assert solve(space, costs, budgets, prices) == found
+    assert solve(space, costs, budgets, prices, gap=1e-9) == found
 
 
 def test_ilp_does_not_let_one_bit_over_where_the_solver_would():
@@ -187,7 +193,7 @@ def test_the_beam_is_enumeration_where_it_keeps_every_state(space, seed, count, 
         and 1 <= apart(it, region.center) <= 1 + most
     ]
     with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning, match="time limit"):
-        patch.setattr("autocompress.knapsack._solve_exactly", refuse)
+        patch.setattr("autocompress.highs.solve_highs", refuse)
         found = solve_knapsack(space, limits, prices, [region])
     if not legal:
         assert found is None
@@ -207,11 +213,159 @@ def test_the_beam_is_near_the_optimum_of_a_real_problem(second, monkeypatch):
         middle = np.mean([table.total(space.uniform(level)) for level in space.uniform_levels()])
         limits.append((table, 0.9 * middle))
     best = total(prices, solve_knapsack(space, limits, prices))
-    monkeypatch.setattr("autocompress.knapsack._solve_exactly", refuse)
+    monkeypatch.setattr("autocompress.highs.solve_highs", refuse)
     with pytest.warns(UserWarning, match="beam"):
         found = solve_knapsack(space, limits, prices)
     assert all(table.total(found) <= limit for table, limit in limits)
     assert best <= total(prices, found) * (1 + 1e-9) and total(prices, found) <= 1.01 * best
+
+
+def test_the_beam_does_without_scipy(monkeypatch):
+    space = toy_space(30, shapes=SMOLLM2)
+    prices, (table, _) = toy_sensitivities(space), size_tables(space, 0)
+    limits = [(table, bits("3.5", space).limit)]
+    best = total(prices, solve_knapsack(space, limits, prices))
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.warns(UserWarning, match="HiGHS must come with scipy"):
+        found = solve_knapsack(space, limits, prices)
+    assert table.total(found) <= limits[0][1]
+    assert total(prices, found) <= 1.01 * best
+
+
+def test_a_beam_that_finds_nothing_proves_nothing(monkeypatch):
+    monkeypatch.setattr("autocompress.highs.solve_highs", refuse)
+    monkeypatch.setattr("autocompress.beam.solve_beam", lambda *_: (None, False))
+    with pytest.raises(BudgetError, match="does not mean that there is none"):
+        solve(SPACE, COSTS, [bits(4)], toy_sensitivities(SPACE))
+
+
+def test_a_narrow_beam_says_what_it_left_out():
+    prices = np.tile([0.0, 1.0, 2.0], 6) + np.linspace(0, 0.5, 18)
+    owner, costs = np.repeat(np.arange(6), 3), np.tile([3.0, 1.0, 0.0], 6)
+    whole, every = solve_beam(prices, owner, [(costs, 9.0)])
+    few, left_out = solve_beam(prices, owner, [(costs, 9.0)], width=2)
+    assert every and not left_out
+    assert costs[whole].sum() <= 9 and costs[few].sum() <= 9
+    assert prices[whole].sum() <= prices[few].sum()
+    assert solve_beam(prices, owner, [(costs, -1.0)]) == (None, True)
+
+
+# --- HiGHS on a core -------------------------------------------------------------------------
+
+
+def raw_problem(space, seed, count, slack):
+    """Prices, owners and limits as arrays, and the total price and costs of every solution."""
+    rng = np.random.default_rng(seed)
+    sizes = [len(allowed) for allowed in space.levels]
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    prices, costs = rng.random(len(owner)), rng.random((count, len(owner))).round(1)
+    starts = np.cumsum([0, *sizes[:-1]])
+    every = [np.array(it) + starts for it in itertools.product(*map(range, sizes))]
+    rooms = np.array([np.quantile([row[it].sum() for it in every], slack) for row in costs]) + 1e-6
+    legal = [it for it in every if (costs[:, it].sum(axis=1) <= rooms).all()]
+    return prices, owner, list(zip(costs, rooms, strict=True)), legal
+
+
+@settings(max_examples=60, deadline=None)
+@given(spaces(), st.integers(0, 2**32), st.integers(0, 3), st.floats(0, 1))
+def test_the_bound_is_below_every_solution_with_a_pick(space, seed, count, slack):
+    prices, owner, rows, legal = raw_problem(space, seed, count, slack)
+    least, excess, worth = lower_bound(prices, owner, rows)
+    assert (excess >= 0).all() and (worth >= 0).all()
+    for it in legal:
+        assert prices[it].sum() >= least + excess[it].max() - 1e-9
+    if not rows:
+        assert least == pytest.approx(min(prices[it].sum() for it in legal))
+
+
+@settings(max_examples=60, deadline=None)
+@given(spaces(), st.integers(0, 2**32), st.integers(1, 3), st.floats(0, 1))
+def test_a_core_of_one_pick_grows_to_the_best_answer(space, seed, count, slack):
+    prices, owner, rows, legal = raw_problem(space, seed, count, slack)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autocompress.highs.CORE", 1)
+        found = solve_highs(prices, owner, rows, 1e-9, math.inf)
+    if not legal:
+        assert found is None
+    else:
+        assert list(found) in [list(it) for it in legal]
+        best = min(prices[it].sum() for it in legal)
+        assert prices[found].sum() == pytest.approx(best, abs=1e-5)
+
+
+def test_a_core_that_cannot_prove_its_answer_grows(monkeypatch):
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        owner, prices = np.repeat(np.arange(6), 12), rng.random(72)
+        rows = [(rng.random(72), 1.5), (rng.random(72), 1.5)]
+        answers = []
+        for core in (1, 1000):
+            monkeypatch.setattr("autocompress.highs.CORE", core)
+            answers.append(solve_highs(prices, owner, rows, 1e-9, math.inf))
+        small, whole = (prices[it].sum() for it in answers)
+        assert small == pytest.approx(whole, abs=1e-5)
+
+
+def large_problem(layers=1000, keys=LARGE_KEYS):
+    """Layers with noisy, about convex prices, whole bits and milliseconds that do not follow."""
+    rng = np.random.default_rng(0)
+    space = toy_space(-(-layers // 7), keys, shapes=SMOLLM2)
+    space = replace(space, layers=space.layers[:layers], levels=space.levels[:layers])
+    prices = tuple(
+        {level: price * rng.lognormal(0, 0.2) for level, price in row.items()}
+        for row in toy_sensitivities(space)
+    )
+    (table, _), ms = size_tables(space, 0), random_table(space, rng, "ms", 1)
+    limits = []
+    for it in (table, ms):
+        totals = [it.total(space.uniform(level)) for level in space.uniform_levels()]
+        limits.append((it, math.floor(np.quantile(totals, 0.3))))
+    return space, limits, prices
+
+
+def test_a_thousand_layers_with_forty_levels_and_two_limits():
+    space, limits, prices = large_problem()
+    assert len(space.layers) == 1000 and len(space.levels[0]) == 40
+    start = time.perf_counter()
+    found = solve_knapsack(space, limits, prices, gap=1e-3)
+    assert time.perf_counter() - start < 20  # 0.15 alone: studies/search/scaling.md
+    assert all(table.total(found) <= limit for table, limit in limits)
+    exact = solve_knapsack(space, limits, prices, gap=1e-5)
+    assert total(prices, found) <= (1 + 1e-3) * total(prices, exact)
+
+
+def test_an_answer_that_time_leaves_unproven_says_how_good_it_is(monkeypatch):
+    answer = highs._milp
+
+    def late(*args):
+        found = answer(*args)
+        return found._replace(price=1.25 * found.price, least=0.0, late=True)
+
+    monkeypatch.setattr("autocompress.highs._milp", late)
+    with pytest.warns(UserWarning, match=r"within 7 seconds.* at most 2\d\.\d\d% above"):
+        found = solve(SPACE, COSTS, [bits("3.5")], toy_sensitivities(SPACE), seconds=7.0)
+    assert COSTS[0].total(found) <= bits("3.5").limit
+
+
+def test_settings_of_the_solver_have_ranges():
+    with pytest.raises(ConfigError, match="gap must be from 0 to 1"):
+        ILP(gap=2)
+    with pytest.raises(ConfigError, match="seconds must be at least 0"):
+        ILP(seconds=-1)
+
+
+def test_the_ilp_hands_gap_and_seconds_to_the_solver(monkeypatch):
+    seen = []
+    solver = highs.solve_highs
+
+    def spy(prices, owner, rows, gap, seconds):
+        seen.append((gap, seconds))
+        return solver(prices, owner, rows, gap, seconds)
+
+    monkeypatch.setattr("autocompress.highs.solve_highs", spy)
+    problem = toy_problem(SPACE, [bits("3.5")])
+    list(ILP(gap=0.25, seconds=33)(problem, np.random.default_rng(0)))
+    assert seen == [(0.25, 33)]
 
 
 def test_time_runs_out(monkeypatch):

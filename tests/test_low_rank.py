@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_quantize import random_hessian, random_weight, solve_one, weighted_error
+from test_quantize import WIDTH, random_hessian, random_weight, solve_one, weighted_error
 
 from autocompress.levels import parse_level
 from autocompress.operators import Solver, Statistics, solve
@@ -10,7 +10,7 @@ from autocompress.operators.columns import Plan
 from autocompress.operators.low_rank import best_factors
 from autocompress.operators.outliers import choose_outliers
 from autocompress.operators.sweep import damped
-from autocompress.packed.outliers import outlier_places
+from autocompress.packed.outliers import placed_outliers
 
 SHAPES = [(24, 64), (64, 24), (40, 40)]
 SEQUENTIAL = Solver(alternations=0)
@@ -160,11 +160,11 @@ def test_outliers_are_kept_exactly_and_the_rest_gets_finer(solver):
     plain = solve_one(weight, hessian, parse_level("w3g64"), solver)
     found = solve_one(weight, hessian, parse_level("o0.5%+w3g64"), solver)
     assert found.error < 0.9 * plain.error
-    tensors = found.packed.tensors
-    assert torch.equal(found.packed.dense()[outlier_places(tensors)], tensors["outliers"].float())
+    rows, columns, values = placed_outliers((16, WIDTH), found.packed.tensors)
+    assert len(values) == 25
+    assert torch.equal(found.packed.dense()[rows, columns], values.float())
     if solver.method == "rtn":
-        exact = weight[outlier_places(tensors)].bfloat16()
-        assert torch.equal(tensors["outliers"], exact)
+        assert torch.equal(values, weight[rows, columns].bfloat16())
 
 
 def test_refitted_outliers_make_up_for_the_rounding_of_the_others():

@@ -49,6 +49,7 @@ def test_optuna_reads_the_front_back(tmp_path, trials):
             "split": "search",
             "tokens": 64,
             "seed": 0,
+            "every": 1,
             "bits": trial.costs[0],
             "bytes": trial.costs[1],
         }

@@ -41,8 +41,8 @@ def test_equals_whole_passes_and_runs_fewer_blocks(stitched, tiny_space, tiny_wi
         stitched.stitch(allocation)
         assert score(model, reference) == expected
         counts.append((model.blocks_run - before) // 2)  # five windows are two batches
-    # The second change begins in block 1, where the first one's block 2 is undone, too.
-    assert counts == [blocks, blocks - 2, blocks - 1, blocks, blocks]
+    # Of the base nothing is forgotten: it is not run again.
+    assert counts == [blocks, blocks - 2, blocks - 1, blocks, 0]
 
 
 def test_nothing_is_run_twice_for_a_change_behind_the_blocks(stitched, tiny_windows, base):
@@ -68,7 +68,48 @@ def test_memory_is_limited_and_old_tokens_go_first(stitched, tiny_windows, base)
         assert model.blocks_run == seen
         model(b)
         assert model.blocks_run == seen + len(blocks)
-        assert sum(o.nbytes for _, kept in model._kept.values() for o in kept) <= room
+        assert sum(output.nbytes for output in model._kept.values()) == model._bytes <= room
+
+
+def test_the_last_blocks_of_a_pass_are_forgotten_first(stitched, tiny_windows, base):
+    a, b = (torch.from_numpy(tiny_windows.search[i : i + 1]) for i in range(2))
+    blocks, width = len(find_blocks(stitched.model)[1]), stitched.model.config.hidden_size
+    model = PrefixModel(stitched, memory=(blocks + 1) * a.numel() * width * 4)
+    stitched.stitch(base)
+    with torch.inference_mode():
+        model(a), model(b)
+        seen = model.blocks_run
+        model(a)
+        assert model.blocks_run == seen + blocks - 1
+
+
+def test_no_more_is_kept_than_was_asked_for(stitched, tiny_space, tiny_windows, base):
+    model, tokens = PrefixModel(stitched), torch.from_numpy(tiny_windows.search[:2])
+    model.keep = model.agreement(base, changed(base, "model.layers.1.mlp.up_proj", tiny_space))
+    assert model.keep == 1
+    stitched.stitch(base)
+    with torch.inference_mode():
+        first, seen = model(tokens).logits, model.blocks_run
+        assert len(model._kept) == 1
+        assert torch.equal(model(tokens).logits, first)
+        assert model.blocks_run == seen + len(find_blocks(stitched.model)[1]) - 1
+
+
+def test_agreement_is_what_passes_share(stitched, tiny_space, base):
+    model, blocks = PrefixModel(stitched), len(find_blocks(stitched.model)[1])
+    places = {"model.embed_tokens": 0, "model.layers.0.mlp.up_proj": 0}
+    places |= {f"model.layers.{blocks - 1}.self_attn.q_proj": blocks - 1}
+    for name, shared in places.items():
+        assert model.agreement(base, changed(base, name, tiny_space)) == shared
+    assert model.agreement(base, base) == blocks
+
+
+def test_a_weight_between_levels_shares_nothing_behind_it(stitched, tiny_windows, base):
+    model, tokens = PrefixModel(stitched), torch.from_numpy(tiny_windows.search[:2])
+    with torch.inference_mode():
+        for share in (0.25, 0.75):
+            whole = stitched.blend(base, share)(input_ids=tokens, use_cache=False).logits
+            assert torch.equal(model(tokens).logits, whole)
 
 
 def test_the_model_is_left_as_it_was(stitched, tiny_windows, base):

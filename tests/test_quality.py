@@ -11,9 +11,17 @@ import torch
 import torch.nn.functional as F
 
 import autocompress.quality
+from autocompress.core import Fidelity
 from autocompress.errors import OutputError, StudyError
 from autocompress.levels import parse_level
-from autocompress.quality import score, stored_teacher, teacher, window_logits
+from autocompress.quality import (
+    divergence,
+    log_probabilities,
+    score,
+    stored_teacher,
+    teacher,
+    window_logits,
+)
 
 VOCABULARY = 512
 
@@ -120,6 +128,49 @@ def test_batches_of_windows_are_the_windows_one_by_one(most, tiny, windows, monk
     assert sizes == {1: [1] * 7, 3 * 64 * VOCABULARY: [3, 3, 1], 1 << 27: [4, 3]}[most]
     expected = full_logits(tiny.model, windows)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("every", [2, 3, 8, 64])
+def test_some_positions_are_scored_as_they_are_among_all(every, tiny, windows, coarse):
+    positions = Fidelity(64, every=every).positions
+    reference, candidate = teacher(tiny.model, windows), coarse()
+    rows = []
+    hook = candidate.lm_head.register_forward_pre_hook(
+        lambda module, args: rows.append(args[0].shape[1])
+    )
+    found = score(candidate, reference, positions)
+    hook.remove()
+    at = torch.arange(64)[positions]
+    assert set(rows) == {len(at)} == {len(range(64)[positions])}
+    with torch.inference_mode():
+        for i, logits in enumerate(window_logits(candidate, reference.windows)):
+            logq, nll = log_probabilities(logits, reference.index[i], reference.windows[i])
+            losses = divergence(reference.logp[i], reference.tail[i], logq)
+            assert found.losses[i] == pytest.approx(float(losses[at].mean()), rel=1e-6, abs=1e-7)
+            assert found.nlls[i] == pytest.approx(float(nll[at[at < 63]].mean()), rel=1e-6)
+
+
+def test_a_forward_that_cannot_spare_the_head_gives_the_same(tiny, windows, coarse):
+    class Whole:
+        def __init__(self, model):
+            self.model, self.get_output_embeddings = model, model.get_output_embeddings
+
+        def forward(self, input_ids, use_cache):
+            return self.model(input_ids=input_ids, use_cache=use_cache)
+
+        __call__ = forward
+
+    reference, candidate = teacher(tiny.model, windows), coarse()
+    found = score(Whole(candidate), reference, slice(1, None, 4))
+    expected = score(candidate, reference, slice(1, None, 4))
+    assert found.losses == pytest.approx(expected.losses, rel=1e-6)
+    assert found.nlls == pytest.approx(expected.nlls, rel=1e-6)
+
+
+def test_the_last_position_has_no_next_token(tiny, windows):
+    reference = teacher(tiny.model, windows)
+    two = score(tiny.model, reference, slice(62, None)).nlls
+    assert two == score(tiny.model, reference, slice(62, 63)).nlls
 
 
 def never():

@@ -7,12 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import (
     Memory,
-    ToyLoss,
     random_table,
     spaces,
-    toy_linearization,
     toy_problem,
-    toy_sensitivities,
     toy_space,
 )
 
@@ -22,12 +19,10 @@ from autocompress.errors import BudgetError, ConfigError
 from autocompress.knapsack import cheapest
 from autocompress.levels import parse_level
 from autocompress.strategies import STRATEGIES, find_strategy
-from autocompress.strategies.auto import Auto
-from autocompress.strategies.evolution import Evolution, EvoPress
+from autocompress.strategies.evolution import Evolution
 from autocompress.strategies.ilp import ILP
 from autocompress.strategies.mutation import LevelSwitch
 from autocompress.strategies.random_search import RandomSearch
-from autocompress.strategies.refinement import Refinement, around_incumbent
 from autocompress.strategies.uniform import Uniform, nearest_uniform, uniforms_that_fit
 
 SPACE = toy_space()
@@ -55,7 +50,7 @@ def test_names_find_classes():
 def test_an_unknown_name_lists_the_known_and_the_nearest():
     with pytest.raises(
         ConfigError,
-        match=r"auto, evolution, evopress, ilp, random, refinement, uniform\. .*mean 'evolution'",
+        match=r"auto, bayesian, evolution, .*, uniform\. .*mean 'evolution'",
     ):
         find_strategy("evolutoin")
 
@@ -72,8 +67,6 @@ def test_a_strategy_whose_package_is_missing(monkeypatch):
         lambda: Uniform(tokens=0),
         lambda: ILP(sensitivity_tokens=0),
         lambda: ILP(tokens=-1),
-        lambda: Auto(patience=-1),
-        lambda: Auto(tokens=-1),
         lambda: Evolution(generations=-1),
         lambda: Evolution(offspring=0),
         lambda: Evolution(generations=None),
@@ -81,7 +74,6 @@ def test_a_strategy_whose_package_is_missing(monkeypatch):
         lambda: Evolution(stages=((2, 64),)),
         lambda: Evolution(stages=((2, 64), (1, 32))),
         lambda: Evolution(stages=((2, 32), (4, 32), (1, 64))),
-        lambda: Auto(offspring=0),
         lambda: Evolution(stages=((1, 0),)),
         lambda: Evolution(start="ipl"),
     ],
@@ -172,55 +164,6 @@ def test_a_raise_uses_slack_and_otherwise_pays_by_lowering():
         assert max(moved) > 0 > min(moved)
 
 
-# Refinement
-
-
-def quiet_loss(allocation):
-    """`ToyLoss` without its noise."""
-    loss = ToyLoss(SPACE)
-    loss._noise = 0.0
-    return loss(allocation, Fidelity(16)).loss
-
-
-@pytest.mark.parametrize("uniform", [0, 2])
-def test_prices_around_an_incumbent_are_what_single_changes_cost(uniform):
-    incumbent = SPACE.uniform(SPACE.levels[0][uniform]).swap(3, parse_level("w4g64"))
-    around = toy_linearization(SPACE, incumbent)
-    prices = around_incumbent(toy_sensitivities(SPACE), incumbent, around)
-    before = quiet_loss(incumbent)
-    for index, row in enumerate(prices):
-        for level, price in row.items():
-            change = price - row[incumbent.levels[index]]
-            expected = quiet_loss(incumbent.swap(index, level)) - before
-            assert change == pytest.approx(expected, rel=1e-6, abs=1e-9)
-
-
-def test_refinement_improves_on_the_ilp_where_losses_do_not_add_up():
-    better = 0
-    for limit in ("2.6", "3.0", "3.5", "4.0"):
-        problem = toy_problem(SPACE, [bits(limit)])
-        incumbents = run(Refinement(rounds=4, tokens=256), problem)
-        first, last = incumbents[0], incumbents[-1]
-        better += quiet_loss(last.allocation) < quiet_loss(first.allocation)
-        assert quiet_loss(last.allocation) <= quiet_loss(first.allocation) * 1.001
-    assert better >= 2
-
-
-def test_refinement_ends_when_no_answer_is_better():
-    asked = []
-
-    def around(at, tokens):
-        asked.append(at)
-        return toy_linearization(SPACE, at)
-
-    problem = replace(toy_problem(SPACE, [bits(3.0)]), linearize=around)
-    incumbents = run(Refinement(rounds=50, tokens=256), problem)
-    assert len(asked) < 50
-    assert asked[-1] == incumbents[-1].allocation, "the last round found nothing"
-    losses = [trial.loss for trial in incumbents[1:]]
-    assert losses == sorted(losses, reverse=True)
-
-
 # Evolution
 
 
@@ -244,19 +187,6 @@ def test_early_stages_draw_new_windows_and_the_last_never_does():
         finalists = [last[t.allocation] for t in best]
         assert incumbents[generation] == min([parent, *finalists], key=lambda t: t.loss)
     assert set(incumbents) <= set(last.values())
-
-
-def test_evopress_draws_new_windows_for_the_last_stage_too():
-    memory = Memory(SPACE, COSTS)
-    problem = toy_problem(SPACE, [bits(3.5)], COSTS, memory)
-    plan = EvoPress(generations=5, offspring=4, stages=((2, 32), (1, 64)))
-    incumbents = run(plan, problem)
-    assert incumbents[0].allocation == nearest_uniform(problem)
-    for generation, trial in enumerate(incumbents[1:], start=1):
-        assert trial.fidelity == Fidelity(64, generation)
-        assert incumbents[generation - 1].allocation in {
-            t.allocation for t in memory.trials if t.fidelity == trial.fidelity
-        }, "the parent is scored on the new windows"
 
 
 def test_random_search_stays_in_the_budget_and_keeps_the_best():
@@ -314,15 +244,5 @@ def test_the_whole_split_is_one_fidelity():
 
 def test_no_generations_is_the_start_and_few_offspring_skip_a_stage():
     problem = toy_problem(SPACE, [bits(3.5)])
-    origins = [trial.origin for trial in run(Auto(generations=0), problem)]
-    assert origins[0] == "ilp"
-    assert set(origins[1:]) <= {"refinement"}
-    assert [t.origin for t in run(Auto(generations=0, rounds=0), problem)] == ["ilp"]
+    assert [trial.origin for trial in run(Evolution(generations=0), problem)] == ["ilp"]
     assert len(run(Evolution(generations=2, offspring=1), problem)) == 3
-
-
-def test_auto_is_evolution_from_the_ilp():
-    problem = toy_problem(SPACE, [bits(3.5)])
-    incumbents = run(Auto(tokens=20_000, patience=3), problem)
-    assert incumbents[0].origin == "ilp"
-    assert len(incumbents) > 3

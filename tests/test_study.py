@@ -86,7 +86,7 @@ def test_rows_are_what_the_documentation_says(tmp_path):
     assert rows[1] == {
         "number": 0,
         "allocation": key,
-        "fidelity": {"tokens": 64, "seed": 3, "split": "search"},
+        "fidelity": {"tokens": 64, "seed": 3, "split": "search", "every": 1},
         "loss": trial.loss,
         "losses": list(trial.score.losses),
         "nlls": list(trial.score.nlls),
@@ -99,6 +99,94 @@ def test_rows_are_what_the_documentation_says(tmp_path):
         assert study.tokens == 64 + 16 + 99
         assert study.spent == {"search": 80, "sensitivities": 99}
         assert study.spent_until == [64, 80]
+
+
+def test_scores_of_some_positions_stand_apart_from_those_of_all(tmp_path):
+    score, some = ToyLoss(SPACE), Fidelity(64, seed=3, every=4)
+    with open_study(tmp_path, score) as study:
+        (whole,) = study.evaluate(UNIFORM[:1], AT, "x")
+        (part,) = study.evaluate(UNIFORM[:1], some, "x")
+        assert (score.calls, study.at(AT), study.at(some)) == (2, [whole], [part])
+        assert study.tokens == 128  # all of a window is read, whatever is scored of it
+        study.evaluate(UNIFORM[:1], Fidelity(32, seed=3, every=4), "x")
+        assert score.calls == 2
+        trials = study.trials
+    with open_study(tmp_path) as study:
+        assert study.trials == trials
+
+
+def test_rows_from_before_positions_are_rows_of_all_positions(tmp_path):
+    with open_study(tmp_path) as study:
+        (trial,) = study.evaluate(UNIFORM[:1], AT, "x")
+    rows = table(tmp_path).read_text()
+    assert ',"every":1}' in rows.replace(" ", "")
+    table(tmp_path).write_text(rows.replace(" ", "").replace(',"every":1}', "}"))
+    with open_study(tmp_path) as study:
+        assert study.evaluate(UNIFORM[:1], AT, "x") == [trial]
+        assert study.fresh == 0
+
+
+class Groups:
+    """Scores several at once, and remembers how many and behind which windows."""
+
+    def __init__(self, fail_at=None):
+        self.asked, self._fail_at, self.loss = [], fail_at, ToyLoss(SPACE)
+
+    def __call__(self, allocation, fidelity, known):
+        raise AssertionError("asked for one alone")
+
+    def together(self, allocations, fidelity, known):
+        if len(self.asked) == self._fail_at:
+            raise KeyboardInterrupt
+        self.asked.append((list(allocations), known))
+        return [self.loss(allocation, fidelity, known) for allocation in allocations]
+
+
+MANY = [
+    UNIFORM[0].swap(i, level).swap(3, other)
+    for i in range(3)
+    for level in SPACE.levels[0][1:3]
+    for other in SPACE.levels[0][1:4]
+]
+
+
+def test_several_are_scored_together_and_are_what_they_are_alone(tmp_path):
+    groups = Groups()
+    with open_study(tmp_path / "together", groups) as study:
+        trials = study.evaluate([*MANY, MANY[0]], AT, "x")
+        assert [len(them) for them, _ in groups.asked] == [8, 8, 2]
+        asked = [it for them, _ in groups.asked for it in them]
+        assert asked == sorted(MANY, key=lambda it: [str(level) for level in it.levels])
+    with open_study(tmp_path / "alone") as study:
+        alone = study.evaluate([*MANY, MANY[0]], AT, "x")
+    assert [(it.allocation, it.score) for it in trials] == [
+        (it.allocation, it.score) for it in alone
+    ]
+    assert trials[0] is trials[-1]
+    with open_study(tmp_path / "together") as study:
+        assert study.evaluate(MANY, AT, "x") == trials[:-1] and study.fresh == 0
+
+
+def test_a_group_has_the_same_windows_behind_it(tmp_path):
+    groups = Groups()
+    with open_study(tmp_path, groups) as study:
+        study.evaluate(MANY[:2], Fidelity(32, seed=3), "x")
+        trials = study.evaluate(MANY[:5], AT, "x")
+        assert sorted((len(them), known) for them, known in groups.asked[1:]) == [(2, 2), (3, 0)]
+        assert study.tokens == 2 * 64 + 3 * 64
+    assert [it.score for it in trials] == [ToyLoss(SPACE)(it, AT) for it in MANY[:5]]
+
+
+def test_an_interruption_loses_one_group_of_limited_tokens(tmp_path):
+    long = Fidelity(1 << 14)
+    with (
+        open_study(tmp_path, groups := Groups(fail_at=1)) as study,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        study.evaluate(MANY, long, "x")
+    assert [len(them) for them, _ in groups.asked] == [4]  # 65,536 tokens
+    with open_study(tmp_path) as study:
+        assert [it.allocation for it in study.trials] == groups.asked[0][0]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

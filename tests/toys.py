@@ -174,7 +174,7 @@ def toy_problem(
         budgets=tuple(budgets),
         evaluate=evaluate or Memory(space, tables),  # type: ignore[arg-type]
         sensitivities=lambda _: toy_estimate(space),
-        linearize=lambda at, _: toy_linearization(space, at),
+        linearize=lambda at, tokens, before: toy_linearization(space, at),
         window=WINDOW,
         tokens=tokens,
     )

@@ -50,6 +50,19 @@ class Op(Protocol):
         """The weight in the form of files, exactly."""
 
 
+class Together(Protocol):
+    """Several ops that read one input, in one call."""
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether it can be called with x here and now."""
+
+    def same(self, x: Tensor, copy: Tensor) -> bool:
+        """Whether x still is what a copy of it holds, to the last bit."""
+
+    def __call__(self, x: Tensor, biases: Sequence[Tensor | None]) -> list[Tensor]:
+        """Each op's own output, to the last bit."""
+
+
 class Backend(Protocol):
     """An implementation of multiplication with packed weights."""
 
@@ -66,6 +79,9 @@ class Backend(Protocol):
 
     def place(self, ops: Sequence[Any]) -> None:  # of Op
         """Put the tensors of a model's ops where they are read fastest."""
+
+    def together(self, ops: Sequence[Any]) -> Together | None:  # of Op
+        """One call for placed ops of one width and mode; None where it has no such call."""
 
 
 BACKENDS: dict[str, Backend] = {  # in the order they are tried

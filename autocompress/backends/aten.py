@@ -114,6 +114,9 @@ class Aten:
     def place(self, ops: Sequence[AtenOp]) -> None:
         """ATen's layouts stay where they were made."""
 
+    def together(self, ops: Sequence[AtenOp]) -> None:
+        """ATen has no call for several weights."""
+
 
 def _int4_reason(level: Quantize, rows: int, width: int) -> str | None:
     size = level.group_size

@@ -62,3 +62,6 @@ class DenseLinear:
 
     def place(self, ops: Sequence[DenseOp]) -> None:
         """Parameters stay where they are."""
+
+    def together(self, ops: Sequence[DenseOp]) -> None:
+        """Parameters are multiplied one by one."""

@@ -66,6 +66,9 @@ class Dequantize:
     def place(self, ops: Sequence[DequantizeOp]) -> None:
         """Files' tensors stay where they are."""
 
+    def together(self, ops: Sequence[DequantizeOp]) -> None:
+        """Weights are made dense one by one."""
+
 
 def packed_rows(packed: Packed, indices: Tensor) -> Tensor:  # (indices, in), float32
     """Rows of a packed weight, by number; of plain codes, only they are made dense."""

@@ -21,11 +21,12 @@ from autocompress.errors import LevelError
 from autocompress.levels import Dense, Joint, Level, LowRank, Prune, Quantize, Shape
 from autocompress.packed import Packed, Tensors
 from autocompress.packed.low_rank import SIDES, side_tensors
-from autocompress.packed.outliers import outlier_places
+from autocompress.packed.outliers import placed_outliers
 from autocompress.packed.quantized import stored_codes, stored_zeros
 from autocompress.packed.sparse import full_codes, sparse_dense, unpack_mask
 
 STEP = 32  # inputs: kernel groups are multiples of it
+KINDS = (torch.float32, torch.bfloat16)  # what the kernels read and write
 Op = NativeOp | NativeProduct | NativeSum
 
 
@@ -67,6 +68,31 @@ class Native:
         for op in moved:
             tensors = {name: next(views) for name in op.packed.tensors}
             op.packed, op.placed = replace(op.packed, tensors=tensors), True
+
+    def together(self, ops: Sequence[Op]) -> NativeTogether | None:
+        whole = [op for op in ops if isinstance(op, NativeOp)]
+        return NativeTogether(whole) if len(whole) == len(ops) else None
+
+
+class NativeTogether:
+    """Placed ops of one width and mode. Their descriptions for the library are made once."""
+
+    def __init__(self, ops: Sequence[NativeOp]) -> None:
+        from autocompress_kernels import calls
+        from autocompress_kernels.ops import linears_of, unwatched
+
+        self.ops = tuple(ops)
+        self._linears = linears_of([op.packed for op in ops], ops[0].mode)
+        self._unwatched, self.same = unwatched, calls.same_bytes
+
+    def __reduce__(self) -> Any:  # a copy has other tensors, and pointers to them
+        return NativeTogether, (self.ops,)
+
+    def fits(self, x: Tensor) -> bool:
+        return x.dtype in KINDS and x.is_contiguous() and self._unwatched(x)
+
+    def __call__(self, x: Tensor, biases: Sequence[Tensor | None]) -> list[Tensor]:
+        return self._linears(x, biases)
 
 
 def _quantized(level: Level, shape: Shape) -> Iterator[tuple[Quantize, int]]:
@@ -168,9 +194,9 @@ def _outliers(shape: Shape, tensors: Tensors, dtype: torch.dtype, mode: str) -> 
     """The outliers as a sparse bf16 matrix to add."""
     from autocompress_kernels.pack import pack_sparse
 
-    places = outlier_places(tensors)
+    rows, columns, values = placed_outliers(shape, tensors)
     weight, keep = torch.zeros(shape, dtype=torch.bfloat16), torch.zeros(shape, dtype=torch.bool)
-    weight[places], keep[places] = tensors["outliers"].to(torch.bfloat16), True
+    weight[rows, columns], keep[rows, columns] = values, True
     return NativeOp(Dense(), shape, pack_sparse(weight, keep, "bitmask"), dtype, mode)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from autocompress.errors import DatabaseError
 from autocompress.levels import Joint, Outliers, Shape
 from autocompress.packed.quantized import dequantize, quantized_tensors, spread
 from autocompress.packed.stored import Packed, Sizes, Tensors
@@ -29,14 +30,15 @@ def pack_outliers(
     level: Joint,
     codes: Tensor,  # (out, in), integers
     scales: Tensor,  # (out, groups)
-    zeros: Tensor,  # (out, groups)
+    zeros: Tensor,  # (out, groups); ignored if symmetric
     weight: Tensor,  # (out, in): the values of outliers
     chosen: Tensor,  # (out, in), bool, as many as the level has
 ) -> Packed:
     """Outliers and codes of one weight."""
     shape, quantize = (codes.shape[0], codes.shape[1]), level.quantize
     assert quantize is not None
-    codes = torch.where(chosen, spread(zeros, quantize, shape[1]).to(codes.dtype), codes)
+    middle = torch.full_like(zeros, 1 << (quantize.bits - 1)) if quantize.symmetric else zeros
+    codes = torch.where(chosen, spread(middle, quantize, shape[1]).to(codes.dtype), codes)
     tensors = {
         "outliers": weight[chosen].to(torch.bfloat16),
         "columns": chosen.nonzero()[:, 1].to(torch.uint16),
@@ -46,16 +48,28 @@ def pack_outliers(
     return Packed(level, shape, tensors)
 
 
-def outlier_places(tensors: Tensors) -> tuple[Tensor, Tensor]:
-    """Row and column of every outlier, int64."""
-    counts = tensors["counts"].to(torch.int64)
+def placed_outliers(
+    shape: Shape, tensors: Tensors
+) -> tuple[Tensor, Tensor, Tensor]:  # each (outliers,)
+    """Rows and columns, int64, and values, bf16; none where nothing was read yet.
+
+    Raises:
+        DatabaseError: they are damaged: there are more places than values, or one is outside.
+    """
+    counts, columns = (tensors[name].to(torch.int64) for name in ("counts", "columns"))
     rows = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    return rows, tensors["columns"].to(torch.int64)
+    if len(rows) > len(columns) or int(columns.max()) >= shape[1]:
+        raise DatabaseError(
+            f"{len(columns)} outliers must lie in {shape[0]} x {shape[1]} weights. Got "
+            f"{len(rows)} up to column {int(columns.max())}. The file is damaged: write it again."
+        )
+    return rows, columns[: len(rows)], tensors["outliers"][: len(rows)]
 
 
 def outlier_dense(level: Joint, shape: Shape, tensors: Tensors) -> Tensor:  # (out, in), float32
     """The outliers in their places, codes elsewhere."""
     assert level.quantize is not None
     dense = dequantize(level.quantize, shape, tensors)
-    dense[outlier_places(tensors)] = tensors["outliers"].float()
+    rows, columns, values = placed_outliers(shape, tensors)
+    dense[rows, columns] = values.float()
     return dense

@@ -13,6 +13,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from autocompress.errors import DatabaseError
 from autocompress.levels import Joint, Prune, Quantize, Shape, packed_bytes
 from autocompress.packed.bits import pack, unpack
 from autocompress.packed.quantized import (
@@ -64,13 +65,28 @@ def pack_mask(level: Prune, keep: Tensor) -> Tensor:  # keep: (out, in), bool
 
 
 def unpack_mask(level: Prune, shape: Shape, stream: Tensor) -> Tensor:  # (out, in), bool
-    """Which weights are kept."""
-    count = shape[0] * shape[1]
+    """Which weights are kept; fewer than the level keeps only where nothing was read yet.
+
+    Raises:
+        DatabaseError: the mask is damaged: it keeps more, or names no combination.
+    """
+    count, most = shape[0] * shape[1], level.kept(shape)
     if level.of is None:
-        return unpack(stream, 1, count).view(torch.bool).view(shape)
+        keep = unpack(stream, 1, count).view(torch.bool).view(shape)
+        if (found := int(keep.sum())) > most:
+            raise _damaged(level, f"at most {most} weights", f"{found}")
+        return keep
     numbers = unpack(stream, level.index_bits, count // level.of)
     ways = _combinations(level.kept_of, level.of).to(stream.device)
+    if (highest := int(numbers.max())) >= len(ways):
+        raise _damaged(level, f"one of {len(ways)} combinations", f"number {highest}")
     return ways[numbers.int()].view(shape)
+
+
+def _damaged(level: Prune, must: str, got: str) -> DatabaseError:
+    return DatabaseError(
+        f"a mask of {level} must keep {must}. Got {got}. The file is damaged: write it again."
+    )
 
 
 def pack_sparse(
@@ -87,15 +103,14 @@ def sparse_dense(level: Prune, shape: Shape, tensors: Tensors) -> Tensor:  # (ou
     """The kept values in their places, zeros elsewhere."""
     keep = unpack_mask(level, shape, tensors["mask"])
     dense = torch.zeros(shape, device=keep.device)
-    dense[keep] = tensors["values"].float()
-    return dense
+    return dense.masked_scatter_(keep, tensors["values"].float())
 
 
 def pack_sparse_codes(
     level: Joint,
     codes: Tensor,  # (out, in), integers
     scales: Tensor,  # (out, groups)
-    zeros: Tensor,  # (out, groups)
+    zeros: Tensor,  # (out, groups); ignored if symmetric
     keep: Tensor,  # (out, in), bool
 ) -> Packed:
     """Codes of the kept weights of a sparse and quantized level."""
@@ -112,8 +127,8 @@ def full_codes(level: Joint, shape: Shape, tensors: Tensors) -> Tensor:  # (out,
     assert prune is not None and quantize is not None
     keep = unpack_mask(prune, shape, tensors["mask"])
     codes = spread(stored_zeros(quantize, shape, tensors), quantize, shape[1]).clone()
-    codes[keep] = unpack(tensors["codes"], quantize.bits, prune.kept(shape))
-    return codes
+    kept = unpack(tensors["codes"], quantize.bits, prune.kept(shape))
+    return codes.masked_scatter_(keep, kept)
 
 
 def sparse_code_dense(level: Joint, shape: Shape, tensors: Tensors) -> Tensor:

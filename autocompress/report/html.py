@@ -27,6 +27,7 @@ from autocompress.report.facts import (
 )
 from autocompress.report.latency import dropped_table, latency, latency_table
 from autocompress.report.plots import front_plots, progress_plot, searched, shades
+from autocompress.report.search import additivity_table, phases_table
 from autocompress.report.verdict import title, verdict
 
 # From few bits to many; falling lightness, so it also reads in grey and by the colour-blind.
@@ -48,7 +49,13 @@ def render_html(facts: Facts) -> str:
                 "Latency", _table(latency_table(facts)), _table(dropped_table(facts), "words")
             ),
             _section("Where the bits went", _allocation(facts, colours)),
-            _section("How the search went", _progress(facts), _fronts(facts)),
+            _section(
+                "How the search went",
+                _table(phases_table(facts)),
+                _table(additivity_table(facts)),
+                _progress(facts),
+                _fronts(facts),
+            ),
             _section("What it cost", _table(cost_table(facts))),
             _section("How to reproduce it", _command(facts), _table(setting_table(facts), "words")),
             _section("Notes", _notes(facts)),

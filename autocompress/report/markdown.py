@@ -17,6 +17,7 @@ from autocompress.report.facts import (
 )
 from autocompress.report.latency import dropped_table, latency_table
 from autocompress.report.plots import searched
+from autocompress.report.search import additivity_table, phases_table
 from autocompress.report.verdict import title, verdict
 
 
@@ -27,7 +28,10 @@ def render_markdown(facts: Facts) -> str:
         ("Result", _table(results_table(facts)), _table(gap_table(facts))),
         ("Latency", _table(latency_table(facts)), _table(dropped_table(facts))),
         ("Where the bits went", _grid(facts), _table(levels_table(facts))),
-        ("How the search went", _table(_progress(facts))),
+        (
+            "How the search went",
+            *map(_table, (phases_table(facts), additivity_table(facts), _progress(facts))),
+        ),
         ("What it cost", _table(cost_table(facts))),
         ("How to reproduce it", _code(str(command or "")), _table(setting_table(facts))),
         ("Notes", "\n".join(f"- {plain(note)}" for note in facts.get("notes") or ())),

@@ -150,10 +150,11 @@ def _loss_axis(losses: Sequence[float]) -> tuple[tuple[float, float], bool]:
 
 
 def groups(facts: Facts) -> dict[Group, list[dict[str, Any]]]:
-    """Trials by fidelity, search first, few tokens first."""
+    """Trials that were scored at all positions, by fidelity; search first, few tokens first."""
     found: dict[Group, list[dict[str, Any]]] = {}
     for trial in facts.get("trials") or ():
-        if trial.get("loss") is not None and math.isfinite(trial["loss"]):
+        whole = trial.get("every", 1) == 1  # others only choose who is scored further
+        if whole and trial.get("loss") is not None and math.isfinite(trial["loss"]):
             key = (trial.get("split", "search"), trial.get("tokens", 0), trial.get("seed", 0))
             found.setdefault(key, []).append(trial)
     order = ("search", "validate", "test")

@@ -12,15 +12,19 @@ from autocompress.tables import did_you_mean
 
 if TYPE_CHECKING:
     from autocompress.config import StudyConfig
+    from autocompress.effort import Plan
 
 # name -> module and class, imported when asked for
 STRATEGIES = {
     "auto": ("autocompress.strategies.auto", "Auto"),
+    "bayesian": ("autocompress.strategies.bayesian", "Bayesian"),
     "evolution": ("autocompress.strategies.evolution", "Evolution"),
-    "evopress": ("autocompress.strategies.evolution", "EvoPress"),
+    "evopress": ("autocompress.strategies.evopress", "EvoPress"),
     "ilp": ("autocompress.strategies.ilp", "ILP"),
     "random": ("autocompress.strategies.random_search", "RandomSearch"),
     "refinement": ("autocompress.strategies.refinement", "Refinement"),
+    "spdy": ("autocompress.strategies.spdy", "SPDY"),
+    "surrogate": ("autocompress.strategies.surrogate", "SurrogateSearch"),
     "uniform": ("autocompress.strategies.uniform", "Uniform"),
 }
 
@@ -57,12 +61,22 @@ def check_setting(name: str, value: float, least: float, most: float = float("in
         raise ConfigError(f"{name} must be {bound}. Got {value}.")
 
 
-def configured(config: StudyConfig) -> Strategy:
-    """The strategy a configuration names, with those of its settings that the strategy has."""
+def configured(config: StudyConfig, spending: Plan) -> Strategy:
+    """The strategy a configuration names, with those of its settings that the strategy has.
+
+    Raises:
+        ConfigError: no such strategy, or it has no limit on tokens and one was given.
+    """
     family = find_strategy(config.strategy)
     names = {field.name for field in fields(cast(Any, family))}
+    if config.spend is not None and "spending" not in names:
+        raise ConfigError(
+            f"--tokens must go with a strategy that spends them, such as auto. Got "
+            f"'{config.strategy}'. Leave --tokens out."
+        )
     wanted = {
-        "sensitivity_tokens": config.sensitivity_tokens,
+        "spending": spending,
+        "sensitivity_tokens": spending.sensitivities,
         "generations": config.generations,
         "offspring": config.offspring,
     }

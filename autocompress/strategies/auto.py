@@ -1,15 +1,22 @@
-"""Auto: ILP for the start, refinement, evolution for the rest, and knowing when to stop."""
+"""Auto: ILP, refinement, exchanges, evolution, each from the best so far, within a token budget."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from autocompress.core import Problem, Trial
-from autocompress.strategies.evolution import Evolution
-from autocompress.strategies.ilp import ILP
+from autocompress.effort import EFFORTS, Plan, plan
+from autocompress.predictions import Estimate
+from autocompress.strategies.exchange import Exchange, Rounds
+from autocompress.strategies.ilp import solve
+from autocompress.strategies.metering import metered
+from autocompress.strategies.racing import race
+from autocompress.strategies.record import Record
 from autocompress.strategies.refinement import Refinement
+from autocompress.strategies.surrogate import SurrogateSearch
+from autocompress.strategies.uniform import nearest_uniform, uniform_origin
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,40 +24,83 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Auto:
-    """Evolution from the refined ILP's answer, until the tokens are spent or nothing improves.
+    """The default search: every phase starts from the best so far and must beat it in a race.
+
+    Sensitivities and the integer program, raced against the nearest uniform allocation; refinement
+    by gradients at the answers; exchanges of a few layers by the refined prices, while they bring
+    what they promise; then, with what is left, evolution whose surrogate learns from every trial
+    what prices do not say.
 
     Args:
-        tokens: to score in all, those of gradients not counted.
-        patience: generations in a row without an improvement, after which it ends.
-        sensitivity_tokens: tokens that score every level of every layer for the ILP.
-        rounds: of refinement, at most.
-        refinement_tokens: of a linearization, and to compare candidates on in the end. On 8,192
-            tokens of SmolLM2's, refinement gained three times as much on them as on others.
+        spending: tokens and what they are for; None is what the normal effort affords.
         generations: of evolution, at most; None is no limit.
-        offspring: candidates per generation.
+        offspring: scored per generation.
     """
 
-    tokens: int = 196_608
-    patience: int = 2
-    sensitivity_tokens: int = 4096
-    rounds: int = 2
-    refinement_tokens: int = 24_576
+    spending: Plan | None = None
     generations: int | None = None
-    offspring: int = 8
+    offspring: int = 6
 
     def __post_init__(self) -> None:
-        self._search()  # checks every setting
+        self._evolution(plan(EFFORTS["normal"], 1, 1), None)  # checks its settings
 
     def __call__(self, problem: Problem, rng: np.random.Generator) -> Iterator[Trial]:
-        yield from self._search()(problem, rng)
+        problem = metered(problem)
+        record = Record(problem)
+        problem = replace(problem, evaluate=record.evaluate)
+        spending = self.spending or plan(EFFORTS["normal"], problem.window, problem.tokens)
+        incumbent = _start(problem, spending)
+        yield incumbent
+        prices, incumbent = _refine(problem, spending, incumbent)
+        yield incumbent
+        incumbent, prices = yield from _exchange(problem, spending, incumbent, prices)
+        evolution = self._evolution(spending, prices)
+        yield from evolution.evolve(problem, record, incumbent, rng)
 
-    def _search(self) -> Evolution:
-        start = ILP(sensitivity_tokens=self.sensitivity_tokens)
-        return Evolution(
-            start=Refinement(start, self.rounds, self.sensitivity_tokens, self.refinement_tokens),
-            stages=((2, 1024), (1, max(1024, self.refinement_tokens))),
+    def _evolution(self, spending: Plan, prices: Estimate | None) -> SurrogateSearch:
+        return SurrogateSearch(
             generations=self.generations,
+            tokens=spending.tokens,
             offspring=self.offspring,
-            tokens=self.tokens,
-            patience=self.patience,
+            race_tokens=spending.compare,
+            sensitivity_tokens=spending.sensitivities,
+            prices=None if prices is None else prices.mean,
         )
+
+
+def _start(problem: Problem, spending: Plan) -> Trial:
+    """The integer program's answer, or the nearest uniform allocation where that is better."""
+    prices = problem.sensitivities(spending.sensitivities).mean
+    answer = solve(problem.space, problem.costs, problem.budgets, prices)
+    uniform = nearest_uniform(problem)
+    best, *_ = race(problem, [answer, uniform], spending.compare, "ilp")
+    if best.allocation == uniform:
+        return replace(best, origin=uniform_origin(problem, uniform))
+    return best
+
+
+def _refine(problem: Problem, spending: Plan, incumbent: Trial) -> tuple[Estimate, Trial]:
+    """Refined prices, and the best of the incumbent and the last answers they gave."""
+    descent = Refinement(
+        steps=spending.steps,
+        sensitivity_tokens=spending.sensitivities,
+        batch=spending.batch,
+    )
+    prices, answers = descent.descend(problem, incumbent.allocation)
+    afford = (spending.tokens - problem.spent()) // spending.compare
+    latest = answers[::-1][: min(spending.contenders, afford)]
+    best, *_ = race(problem, [incumbent.allocation, *latest], spending.compare, "refinement")
+    return prices, incumbent if best.allocation == incumbent.allocation else best
+
+
+def _exchange(problem: Problem, spending: Plan, incumbent: Trial, prices: Estimate) -> Rounds:
+    """Exchanges, with gradients on the windows behind refinement's."""
+    exchange = Exchange(batch=spending.batch, tokens=spending.compare)
+    return exchange.rounds(
+        problem,
+        incumbent,
+        problem.sensitivities(spending.sensitivities),
+        prices,
+        before=spending.sensitivities + spending.steps * spending.batch,
+        spend=spending.tokens,
+    )

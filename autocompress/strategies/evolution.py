@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from autocompress.core import Allocation, Problem, Strategy, Trial
 from autocompress.errors import ConfigError
 from autocompress.strategies import check_setting, find_strategy
-from autocompress.strategies.mutation import LevelSwitch
+from autocompress.strategies.mutation import LevelSwitch, Mutation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,8 +70,8 @@ class Evolution:
         for parent in start(problem, rng):
             spent += parent.fidelity.tokens
             yield parent
-        mutate, last = LevelSwitch.of(problem), problem.fidelity(self.stages[-1][1])
-        if parent.fidelity != last:
+        mutate, last = self._mutation(problem), problem.fidelity(self.stages[-1][1])
+        if parent.fidelity != last and not self.anew:
             spent += last.tokens
             (parent,) = problem.evaluate([parent.allocation], last, parent.origin)
         for generation in itertools.count(1):
@@ -85,6 +85,13 @@ class Evolution:
             idle = idle + 1 if winner.allocation == parent.allocation else 0
             parent = winner
             yield parent
+
+    def _mutation(self, problem: Problem) -> Mutation:
+        return LevelSwitch.of(problem)
+
+    def _seed(self, generation: int, stage: int) -> int:
+        """Picks a stage's windows; those of a stage are the first of the next, known already."""
+        return generation
 
     def _is_over(self, generation: int, spent: int, idle: int) -> bool:
         return (
@@ -104,7 +111,7 @@ class Evolution:
         return scored + (entrants + self.anew) * problem.fidelity(tokens).tokens
 
     def _offspring(
-        self, mutate: LevelSwitch, parent: Allocation, rng: np.random.Generator
+        self, mutate: Mutation, parent: Allocation, rng: np.random.Generator
     ) -> list[Allocation]:
         """Different mutations of the parent; fewer than wanted where the space is small."""
         found: dict[Allocation, None] = {}
@@ -117,35 +124,21 @@ class Evolution:
         return list(found)
 
     def _select(
-        self, problem: Problem, parent: Trial, offspring: list[Allocation], seed: int
+        self, problem: Problem, parent: Trial, offspring: list[Allocation], generation: int
     ) -> Trial:
         """The winner of all stages; the parent wins ties."""
         *early, (_, tokens) = self.stages
-        for survivors, few in early:
+        for stage, (survivors, few) in enumerate(early):
             if len(offspring) > survivors:
-                trials = problem.evaluate(offspring, problem.fidelity(few, seed), "evolution")
+                windows = problem.fidelity(few, self._seed(generation, stage))
+                trials = problem.evaluate(offspring, windows, "evolution")
                 best = sorted(trials, key=lambda trial: trial.loss)[:survivors]
                 offspring = [trial.allocation for trial in best]
-        last = problem.fidelity(tokens, seed if self.anew else 0)
+        last = problem.fidelity(tokens, self._seed(generation, len(early)) if self.anew else 0)
         if parent.fidelity != last:
             (parent,) = problem.evaluate([parent.allocation], last, parent.origin)
         finalists = problem.evaluate(offspring, last, "evolution")
         return min([parent, *finalists], key=lambda trial: trial.loss)
-
-
-@dataclass(frozen=True)
-class EvoPress(Evolution):
-    """Evolution as the authors run it for quantization: from uniform, windows always new.
-
-    Settings of the quantization example in their repository. Stages that ask for more tokens than
-    the search split has take all of it.
-    """
-
-    start: str | Strategy = "uniform"
-    generations: int | None = 150
-    offspring: int = 128
-    stages: tuple[tuple[int, int], ...] = ((16, 2048), (4, 16384), (1, 131072))
-    anew: bool = True
 
 
 def _check_stages(stages: tuple[tuple[int, int], ...]) -> None:

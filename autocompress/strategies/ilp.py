@@ -14,6 +14,10 @@ from autocompress.strategies import check_setting
 if TYPE_CHECKING:
     import numpy as np
 
+# Sensitivities are off by percents, and the last digits can take a solver seconds where two limits
+# clash: studies/search/scaling.md.
+GAP, SECONDS = 1e-4, 60.0
+
 
 @dataclass(frozen=True)
 class ILP:
@@ -25,21 +29,29 @@ class ILP:
         sensitivity_tokens: tokens that score every level of every layer; whole windows.
         tokens: to evaluate the answer on; whole windows, at most the search split.
         caution: standard errors by which a level counts as worse than estimated, at least 0.
+        gap: relative distance from the least sum that is near enough, 0 to 1.
+        seconds: of the solver, at most; the best it has by then is taken, with a warning.
     """
 
     sensitivity_tokens: int = 4096
     tokens: int = 8192
     caution: float = 0.0
+    gap: float = GAP
+    seconds: float = SECONDS
 
     def __post_init__(self) -> None:
         check_setting("sensitivity_tokens", self.sensitivity_tokens, 1)
         check_setting("tokens", self.tokens, 1)
         check_setting("caution", self.caution, 0)
+        check_setting("gap", self.gap, 0, 1)
+        check_setting("seconds", self.seconds, 0)
 
     def __call__(self, problem: Problem, rng: np.random.Generator) -> Iterator[Trial]:
         predicted = problem.sensitivities(problem.fidelity(self.sensitivity_tokens).tokens)
         prices = predicted.bound(self.caution)
-        allocation = solve(problem.space, problem.costs, problem.budgets, prices)
+        allocation = solve(
+            problem.space, problem.costs, problem.budgets, prices, self.gap, self.seconds
+        )
         yield from problem.evaluate([allocation], problem.fidelity(self.tokens), "ilp")
 
 
@@ -48,14 +60,18 @@ def solve(
     costs: Sequence[CostTable],
     budgets: Sequence[Budget],
     sensitivities: Sensitivities,
+    gap: float = GAP,
+    seconds: float = SECONDS,
 ) -> Allocation:
-    """The allocation of least total sensitivity within every budget, exactly.
+    """The allocation of least total sensitivity within every budget, to `gap`.
 
     Args:
         sensitivities: per layer, level -> predicted loss increase in nats/token; infinite and NaN
             count as ten times the largest finite one.
+        gap: relative distance from the least total that is near enough.
+        seconds: of the solver, at most; what it has by then is taken, with a warning.
 
     Raises:
         BudgetError: no allocation meets every budget; says the smallest possible one.
     """
-    return choose(space, costs, budgets, sensitivities)
+    return choose(space, costs, budgets, sensitivities, gap, seconds)

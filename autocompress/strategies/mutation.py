@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from autocompress.core import Allocation, CostTable, Problem
 from autocompress.levels import Level
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 MOST_SWITCHES = 3  # of one mutation; the smaller of two draws counts, so that few are likely
 
 Ladder = dict[Level, Level]  # level -> the next one
+
+
+class Mutation(Protocol):
+    """Changes an allocation by chance."""
+
+    def __call__(self, parent: Allocation, rng: np.random.Generator) -> Allocation | None:
+        """A changed copy within every budget, or None when this draw leads to none."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class LevelSwitch:
         """
         levels = list(parent.levels)
         raised: set[int] = set()
-        for _ in range(min(rng.integers(1, MOST_SWITCHES + 1, size=2))):
+        for _ in range(draw_switches(rng)):
             candidates = [
                 layer
                 for layer, level in enumerate(levels)
@@ -66,11 +73,23 @@ class LevelSwitch:
             ]
             if not candidates:
                 break
-            layer = _pick(candidates, rng)
+            layer = pick(candidates, rng)
             levels[layer] = self.up[layer][levels[layer]]
             raised.add(layer)
             if not self._repair(levels, raised, rng):
                 return None
+        return Allocation(tuple(levels))
+
+    def lowered(self, above: Allocation, rng: np.random.Generator) -> Allocation | None:
+        """`above` with layers lowered by chance until every budget is met; None when none can."""
+        levels = list(above.levels)
+        while (broken := self._broken(levels)) is not None:
+            *_, down = broken
+            lowerable = [layer for layer, level in enumerate(levels) if level in down[layer]]
+            if not lowerable:
+                return None
+            layer = pick(lowerable, rng)
+            levels[layer] = down[layer][levels[layer]]
         return Allocation(tuple(levels))
 
     def _repair(self, levels: list[Level], raised: set[int], rng: np.random.Generator) -> bool:
@@ -87,7 +106,7 @@ class LevelSwitch:
             }
             if not freed:
                 return False
-            layer = _pick(_lowering(freed, excess, rng), rng)
+            layer = pick(_lowering(freed, excess, rng), rng)
             levels[layer] = down[layer][levels[layer]]
         return False  # the repair of one budget breaks another, in turns
 
@@ -129,5 +148,11 @@ def _down(entry: Mapping[Level, float]) -> Ladder:
     }
 
 
-def _pick(layers: Sequence[int], rng: np.random.Generator) -> int:
+def draw_switches(rng: np.random.Generator) -> int:
+    """How many layers a mutation raises: 1 to 3 with chances 5, 3 and 1 out of 9."""
+    return int(min(rng.integers(1, MOST_SWITCHES + 1, size=2)))
+
+
+def pick(layers: Sequence[int], rng: np.random.Generator) -> int:
+    """One of them, each with the same chance."""
     return layers[int(rng.integers(len(layers)))]

@@ -1,49 +1,62 @@
-"""Refinement: linearize the loss at the incumbent, solve again, keep what measures better."""
+"""Refinement: linearize the loss at the last answer, move the prices, solve again."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autocompress.core import Allocation, Problem, Strategy, Trial
-from autocompress.predictions import Linearization, Sensitivities
+from autocompress.predictions import Estimate
 from autocompress.strategies import check_setting, find_strategy
 from autocompress.strategies.ilp import solve
+from autocompress.strategies.prices import mix, prices_around
 from autocompress.strategies.racing import race
 
 if TYPE_CHECKING:
     import numpy as np
-
-STEPS = (0.25, 0.5, 1.0)  # shares of the new prices; all of them often reach too far
 
 
 @dataclass(frozen=True)
 class Refinement:
     """Integer programs whose prices know what the incumbent's layers do to each other.
 
-    Sensitivities say what a layer's level costs beside a dense model. Beside the incumbent it
-    costs more or less, because errors of layers add up or cancel out; gradients at the incumbent
-    say how much. Every round takes them once and mixes the prices they lead to with those of the
-    rounds before, in several shares, because they hold near the incumbent only. The answers race
-    the incumbent, and the best and its prices are kept. It ends when that is the incumbent.
+    Sensitivities say what a layer's level costs beside a dense model. Beside an allocation it
+    costs more or less, because errors of layers add up or cancel out; gradients there say how
+    much. Every step takes gradients on another batch of windows at the last answer and solves
+    again, with prices that are a share of what all steps so far say on average: conditional
+    gradients with averaged estimates, so that neither one batch nor one answer is followed far.
+    The last answers race the start, and the best is kept.
 
     Args:
-        start: a strategy or its name; its last incumbent is where the first round starts.
-        rounds: at most.
+        start: a strategy or its name; its last incumbent is where the first step starts.
+        steps: gradients are taken this often.
+        share: of what gradients at the answers say in the prices, 0 to 1; the rest is what
+            sensitivities say. They promise too much (`studies/LOG.md`, 2026-11-25).
         sensitivity_tokens: tokens of the sensitivities.
-        tokens: of a linearization, and to evaluate every answer on.
+        batch: tokens of the gradients of one step.
+        contenders: how many of the last answers race.
+        tokens: to compare them on in the end; whole windows, at most the search split.
+
+    References:
+        Mokhtari, Hassani, Karbasi, Stochastic Conditional Gradient Methods, arXiv:1804.09554,
+        algorithm 1.
     """
 
     start: str | Strategy = "ilp"
-    rounds: int = 2
+    steps: int = 8
+    share: float = 0.5
     sensitivity_tokens: int = 8192
-    tokens: int = 8192
+    batch: int = 4096
+    contenders: int = 4
+    tokens: int = 24_576
 
     def __post_init__(self) -> None:
-        check_setting("rounds", self.rounds, 0)
+        check_setting("steps", self.steps, 0)
+        check_setting("share", self.share, 0, 1)
         check_setting("sensitivity_tokens", self.sensitivity_tokens, 1)
+        check_setting("batch", self.batch, 1)
+        check_setting("contenders", self.contenders, 1)
         check_setting("tokens", self.tokens, 1)
         if isinstance(self.start, str):
             find_strategy(self.start)
@@ -52,51 +65,24 @@ class Refinement:
         start = find_strategy(self.start)() if isinstance(self.start, str) else self.start
         for incumbent in start(problem, rng):
             yield incumbent
-        fidelity = problem.fidelity(self.tokens)
-        (incumbent,) = problem.evaluate([incumbent.allocation], fidelity, incumbent.origin)
-        tokens = problem.fidelity(self.sensitivity_tokens).tokens
-        prices = sensitivities = problem.sensitivities(tokens).mean
-        for _ in range(self.rounds):
-            around = problem.linearize(incumbent.allocation, fidelity.tokens)
-            there = around_incumbent(sensitivities, incumbent.allocation, around)
-            mixtures = [mix(prices, there, step) for step in STEPS]
-            answers = [
-                solve(problem.space, problem.costs, problem.budgets, mixture)
-                for mixture in mixtures
-            ]
-            contenders = [incumbent.allocation, *answers]
-            best, *_ = race(problem, contenders, self.tokens, "refinement")
-            if best.allocation == incumbent.allocation:
-                return
-            prices, incumbent = mixtures[answers.index(best.allocation)], best
-            yield incumbent
+        _, answers = self.descend(problem, incumbent.allocation)
+        contenders = [incumbent.allocation, *answers[-self.contenders :]]
+        best, *_ = race(problem, contenders, self.tokens, "refinement")
+        if best.allocation != incumbent.allocation:
+            yield best
 
-
-def around_incumbent(
-    sensitivities: Sensitivities, incumbent: Allocation, around: Linearization
-) -> Sensitivities:
-    """Prices of a level beside the incumbent's other layers, up to a constant of each layer.
-
-    For a quadratic loss, moving one layer from its change a to the change v costs
-    S(v) - S(a) + (v - a) . H . others, where S is the sensitivity. The slope, taken halfway, is
-    half of v . H . everything, so the product with the others is twice the slope less the product
-    with the layer's own change, which is 2 overlap sqrt(S(v) S(a)).
-    """
-    return tuple(
-        {
-            level: value
-            + 2 * (slope[level] - overlap[level] * math.sqrt(max(0.0, value * price[own])))
-            for level, value in price.items()
-        }
-        for price, own, slope, overlap in zip(
-            sensitivities, incumbent.levels, around.slope.mean, around.overlap, strict=True
-        )
-    )
-
-
-def mix(prices: Sensitivities, others: Sensitivities, share: float) -> Sensitivities:
-    """`prices` but for a `share` of 0 to 1, which is that of `others`."""
-    return tuple(
-        {level: (1 - share) * price + share * other[level] for level, price in row.items()}
-        for row, other in zip(prices, others, strict=True)
-    )
+    def descend(self, problem: Problem, at: Allocation) -> tuple[Estimate, list[Allocation]]:
+        """The prices after the last step, and every step's answer."""
+        before = problem.fidelity(self.sensitivity_tokens).tokens
+        batch = problem.fidelity(self.batch).tokens
+        prices = sensitivities = problem.sensitivities(before)
+        mean = sensitivities
+        answers: list[Allocation] = []
+        for step in range(self.steps):
+            around = problem.linearize(at, batch, before)
+            mean = mix(mean, prices_around(sensitivities, at, around), 1 / (step + 1))
+            prices = mix(sensitivities, mean, self.share)
+            at = solve(problem.space, problem.costs, problem.budgets, prices.mean)
+            answers.append(at)
+            before += batch
+        return prices, answers

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from autocompress_kernels.formats import MODES, PATTERNS, Format, Packed
     from autocompress_kernels.library import Library, load, missing
     from autocompress_kernels.memory import arena
-    from autocompress_kernels.ops import add_linear, dequantize, gather, linear, low_rank
+    from autocompress_kernels.ops import add_linear, dequantize, gather, linear, linears, low_rank
     from autocompress_kernels.pack import (
-        concatenate,
         pack_bf16,
         pack_codes,
         pack_sparse,
@@ -37,10 +36,10 @@ __all__ = [
     "Packed",
     "add_linear",
     "arena",
-    "concatenate",
     "dequantize",
     "gather",
     "linear",
+    "linears",
     "load",
     "low_rank",
     "missing",
@@ -54,8 +53,8 @@ _HOMES = {
     "formats": ("MODES", "PATTERNS", "Format", "Packed"),
     "library": ("Library", "load", "missing"),
     "memory": ("arena",),
-    "ops": ("add_linear", "dequantize", "gather", "linear", "low_rank"),
-    "pack": ("concatenate", "pack_bf16", "pack_codes", "pack_sparse", "unpack_codes"),
+    "ops": ("add_linear", "dequantize", "gather", "linear", "linears", "low_rank"),
+    "pack": ("pack_bf16", "pack_codes", "pack_sparse", "unpack_codes"),
 }
 
 

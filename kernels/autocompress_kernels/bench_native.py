@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -27,6 +26,7 @@ from autocompress_kernels.check import EXACT, ROUNDED
 from autocompress_kernels.formats import MODES, PARTS, Packed
 from autocompress_kernels.library import failure, load
 from autocompress_kernels.memory import arena
+from autocompress_kernels.ops import SECOND
 
 CODES = (2, 3, 4, 5, 6, 8)  # bits
 SPARSITIES = (50, 70)  # % of a bitmask's elements that are dropped
@@ -35,7 +35,6 @@ TABLE = 16  # times more rows than inputs: an embedding, so rows are looked up a
 LOOKED_UP = (4, 8, 16)  # bits
 LOOKUPS = 20_000  # prepared calls of a look-up: more rows than the caches hold
 F32 = 0  # ack_type
-ROOT2 = math.sqrt(2)  # activations are rounded twice: that much more error
 Arguments = tuple[object, ...]
 Families = dict[str, tuple[str, ...]]  # mode -> families
 
@@ -145,7 +144,7 @@ class LowRankWeight:
         calls = [
             [
                 linear_call(one, self.mode, x, inner, threads),
-                linear_call(two, self.mode, inner, y, threads, add=1),
+                linear_call(two, SECOND[self.mode], inner, y, threads, add=1),
             ]
             for one, two in zip(self.ones, self.twos, strict=True)
         ]
@@ -165,7 +164,7 @@ class LowRankWeight:
                 copies=calls,
                 turn=self.turn,
                 check=check,
-                limits=(ROOT2 * EXACT[self.mode], 0.0),
+                limits=(EXACT[self.mode], 0.0),
                 cold=is_cold(self.size),
                 threads=threads,
                 keep=(x, inner, y, self._keep),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ FEW = 32  # rows of x up to which the kernels themselves are used in every mode
 TILE_BYTES = 1 << 20  # dequantized weights at a time: they stay in the L2 cache
 TYPES = {torch.float32: 0, torch.bfloat16: 1}  # of x and y
 MATRIX = struct.Struct("@qqiiiiPqPqPqPqPq")  # struct ack_matrix
+MOST = 8  # matrices of one call: ACK_MOST_MATRICES
+POINTERS = [struct.Struct(f"@{count}P") for count in range(MOST + 1)]
 Part = Tensor | None
 
 
@@ -108,12 +111,7 @@ def multiply(
     Raises:
         ValueError: a buffer of the weight is too small, or its numbers do not go together.
     """
-    stride = width
-    if not x.is_contiguous():
-        x = x.reshape(-1, width)
-        if x.stride(1) != 1 or x.stride(0) < width:
-            x = x.contiguous()
-        stride = x.stride(0)
+    x, stride = _by_rows(x, width)
     count = x.numel() // width
     if not count:
         return
@@ -139,6 +137,84 @@ def multiply(
     )
     if code:
         raise failure(code, _described(weight))
+
+
+def multiply_each(
+    x: Tensor,  # (..., width), checked
+    weights: Sequence[tuple[bytes, int]],  # of `matrix`, and its rows
+    biases: Sequence[Part],  # (rows,), one of each weight
+    width: int,
+    mode: int,
+) -> list[Tensor]:  # (..., rows) of each weight, of x's type
+    """x W^T + bias for each weight, with few calls of the library.
+
+    Raises:
+        ValueError: as `multiply`, or a bias has another shape than (rows,).
+    """
+    ys = [x.new_empty((*x.shape[:-1], rows)) for _, rows in weights]
+    biases = [
+        None if bias is None else check_bias(bias, rows)
+        for bias, (_, rows) in zip(biases, weights, strict=True)
+    ]
+    if mode and x.numel() > FEW * width:  # left to BLAS, one by one
+        for (weight, rows), bias, y in zip(weights, biases, ys, strict=True):
+            multiply(x, weight, bias, y, rows, width, mode)
+        return ys
+    for at in range(0, len(weights), MOST):
+        some = slice(at, at + MOST)
+        packed = b"".join(weight for weight, _ in weights[some])
+        _multiply_together(x, packed, biases[some], ys[some], width, mode)
+    return ys
+
+
+def _multiply_together(
+    x: Tensor,  # (..., width), checked
+    weights: bytes,  # of `matrix`, at most MOST side by side
+    biases: Sequence[Part],  # (rows,), float32, contiguous, one of each weight
+    ys: Sequence[Tensor],  # (..., rows), contiguous, of x's type
+    width: int,
+    mode: int,
+) -> None:
+    """y = x W^T + bias for each weight, in one call."""
+    x, stride = _by_rows(x, width)
+    count = x.numel() // width
+    if not count:
+        return
+    library, kind = load(), TYPES[x.dtype]
+    pointers = POINTERS[len(ys)]
+    code = library.linears(
+        weights,
+        len(ys),
+        mode,
+        count,
+        x.data_ptr(),
+        kind,
+        stride,
+        pointers.pack(*(0 if bias is None else bias.data_ptr() for bias in biases)),
+        pointers.pack(*(y.data_ptr() for y in ys)),
+        kind,
+        library.parallel,
+        torch.get_num_threads(),
+    )
+    if code:
+        raise failure(code, _described(weights[: MATRIX.size]))
+
+
+def same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two contiguous tensors have one type, one shape and the same bytes."""
+    if a.dtype is not b.dtype or a.shape != b.shape:
+        return False
+    return bool(load().equal(a.data_ptr(), b.data_ptr(), a.nbytes))
+
+
+def _by_rows(x: Tensor, width: int) -> tuple[Tensor, int]:
+    """x as the library reads it, and the elements from one row to the next."""
+    if x.is_contiguous():
+        return x, width
+    x = x.reshape(-1, width)
+    if x.stride(1) != 1 or x.stride(0) < width:
+        x = x.contiguous()
+    return x, x.stride(0)
 
 
 def _by_tiles(

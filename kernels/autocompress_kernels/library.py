@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-ABI = 1
+ABI = 2
 SUFFIX = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
 OVERRIDE = "AUTOCOMPRESS_KERNELS_LIBRARY"
 MATRIX = c_char_p  # a `struct ack_matrix` as bytes: made per call, nothing shared between threads
@@ -38,6 +38,22 @@ SIGNATURES = {  # name -> result, arguments
             *(c_void_p, c_int32, c_int64, c_int32, c_void_p, c_int32),  # y, accumulate, threads
         ),
     ),
+    "ack_linears": (
+        c_int32,
+        (
+            *(
+                c_char_p,
+                c_int32,
+                c_int32,
+                c_int64,
+                c_void_p,
+                c_int32,
+                c_int64,
+            ),  # w, count, mode, m, x
+            *(c_char_p, c_char_p, c_int32, c_void_p, c_int32),  # biases, ys, threads
+        ),
+    ),
+    "ack_equal": (c_int32, (c_void_p, c_void_p, c_int64)),
     "ack_rows": (
         c_int32,
         (
@@ -68,7 +84,8 @@ SIGNATURES = {  # name -> result, arguments
 class Library:
     """The loaded C library.
 
-    `linear` and `rows` are its functions as they are, returning error codes; `parallel` is the
+    `linear`, `linears`, `rows` and `equal` are its functions as they are, the first three returning
+    error codes; `parallel` is the
     address of torch's parallel loop to hand them, None to run on one thread.
 
     Args:
@@ -88,6 +105,7 @@ class Library:
                 raise OSError(f"'{path}' must export {name}. Got a library without it.") from error
             function.restype, function.argtypes = result, arguments
         self.linear, self.rows = handle.ack_linear, handle.ack_rows  # at hand, for speed
+        self.linears, self.equal = handle.ack_linears, handle.ack_equal
         self.llama_step = handle.ack_llama_step
         self._handle = handle
         if handle.ack_abi() != ABI:

@@ -10,16 +10,26 @@ weights at a time. There is no gradient.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from autocompress_kernels.calls import TYPES, check_bias, check_input, matrix, multiply, read_rows
+from autocompress_kernels.calls import (
+    TYPES,
+    check_bias,
+    check_input,
+    matrix,
+    multiply,
+    multiply_each,
+    read_rows,
+)
 from autocompress_kernels.formats import MODES, Packed
 from autocompress_kernels.library import load
 
 Part = Tensor | None
+SECOND = {"a8": "a16", "a16": "a16", "a32": "a32"}  # mode -> of the second of two factors
 
 _WEIGHT = (
     "Tensor values, Tensor? scales, Tensor? zeros, Tensor? masks, Tensor? offsets, {}"
@@ -29,10 +39,15 @@ _WEIGHT = (
 # argument called `mode`.
 _library = torch.library.Library("autocompress_kernels", "DEF")
 _library.define(f"linear(Tensor x, {_WEIGHT.format('Tensor? bias, ')}, int activations) -> Tensor")
+_library.define(
+    "linears(Tensor x, Tensor?[] parts, Tensor?[] biases, int[] numbers, int activations)"
+    " -> Tensor[]"
+)
 _library.define(f"add_linear(Tensor(a!) y, Tensor x, {_WEIGHT.format('')}, int activations) -> ()")
 _library.define(f"rows(Tensor indices, {_WEIGHT.format('')}, ScalarType dtype) -> Tensor")
 _library.define(f"dense({_WEIGHT.format('')}, ScalarType dtype) -> Tensor")
 _LINEAR = torch.ops.autocompress_kernels.linear.default  # looked up once: that costs a microsecond
+_LINEARS = torch.ops.autocompress_kernels.linears.default
 _ADD_LINEAR = torch.ops.autocompress_kernels.add_linear.default
 _ROWS = torch.ops.autocompress_kernels.rows.default
 _DENSE = torch.ops.autocompress_kernels.dense.default
@@ -56,6 +71,62 @@ def linear(x: Tensor, packed: Packed, bias: Part = None, mode: str = "a8") -> Te
     """
     call: Any = _linear_cpu if unwatched(x) else _LINEAR
     return call(x, *packed.parts, bias, *packed.numbers, MODES[mode])
+
+
+def linears(
+    x: Tensor, weights: Sequence[Packed], biases: Sequence[Part] | None = None, mode: str = "a8"
+) -> list[Tensor]:
+    """`linear` of several weights that read one x, to the last bit, in one call of the library.
+
+    Args:
+        x: (..., width), float32 or bf16.
+        weights: (rows, width) each, in any formats.
+        biases: (rows,) each, or None where a weight has none.
+        mode: 'a8', 'a16' or 'a32'.
+
+    Returns:
+        (..., rows) of each weight, of x's type.
+
+    Raises:
+        ValueError: as `linear`, or there is no weight, or there are not as many biases.
+        RuntimeError: the kernels are missing.
+    """
+    if biases is None:
+        biases = [None] * len(weights)
+    if not weights or len(biases) != len(weights):
+        raise ValueError(
+            "there must be weights, and as many biases or none. "
+            f"Got {len(weights)} weights and {len(biases)} biases."
+        )
+    parts = [part for packed in weights for part in packed.parts]
+    numbers = [number for packed in weights for number in packed.numbers]
+    call: Any = _linears_cpu if unwatched(x) else _LINEARS
+    found: list[Tensor] = call(x, parts, list(biases), numbers, MODES[mode])
+    return found
+
+
+def linears_of(
+    weights: Sequence[Packed], mode: str
+) -> Callable[[Tensor, Sequence[Part]], list[Tensor]]:
+    """`linears` as a function of x and biases, for eager code: the rest is prepared.
+
+    Args:
+        weights: of one width; their tensors must stay where they are.
+
+    Raises:
+        ValueError: they have several widths.
+    """
+    width, number = weights[0].format.width, MODES[mode]
+    if any(packed.format.width != width for packed in weights):
+        raise ValueError(f"weights must have one width. Got {[p.format.width for p in weights]}.")
+    described: Any = matrix  # of values, which are always there, and parts that may be None
+    made = [(described(*packed.parts, *packed.numbers), packed.format.rows) for packed in weights]
+
+    def call(x: Tensor, biases: Sequence[Part], kept: Sequence[Packed] = weights) -> list[Tensor]:
+        check_input(x, width)  # `kept`, because `made` points into it
+        return multiply_each(x, made, biases, width, number)
+
+    return call
 
 
 def unwatched(x: Tensor) -> bool:
@@ -88,15 +159,18 @@ def low_rank(
 ) -> Tensor:  # (..., rows)
     """`x A^T B^T + bias`, or added to `onto` in place, which has no bias then.
 
+    In mode 'a8' x is rounded to int8, but the few numbers between the factors to bf16: the errors
+    of two roundings to int8 would add up.
+
     Raises:
         ValueError: as `linear`, or both `bias` and `onto` are given.
     """
     inner = linear(x, first, None, mode)
     if onto is None:
-        return linear(inner, second, bias, mode)
+        return linear(inner, second, bias, SECOND[mode])
     if bias is not None:
         raise ValueError("bias must be part of what is added onto. Got both.")
-    return add_linear(onto, inner, second, mode)
+    return add_linear(onto, inner, second, SECOND[mode])
 
 
 def gather(packed: Packed, indices: Tensor, dtype: torch.dtype) -> Tensor:
@@ -131,6 +205,16 @@ def _linear_cpu(  # type: ignore[no-untyped-def]
     weight = matrix(values, scales, zeros, masks, offsets, rows, width, bits, group, pattern)
     multiply(x, weight, bias, y, rows, width, mode)
     return y
+
+
+def _linears_cpu(x, parts, biases, numbers, mode):  # type: ignore[no-untyped-def]
+    weights = [
+        (matrix(*parts[at : at + 5], *numbers[at : at + 5]), numbers[at])
+        for at in range(0, len(numbers), 5)
+    ]
+    for width in numbers[1::5]:
+        check_input(x, width)
+    return multiply_each(x, weights, biases, numbers[1], mode)
 
 
 def _add_linear_cpu(y, x, values, scales, zeros, masks, offsets, *numbers):  # type: ignore[no-untyped-def]
@@ -177,6 +261,12 @@ def _linear_fake(x, values, scales, zeros, masks, offsets, bias, *numbers):  # t
     return x.new_empty((*x.shape[:-1], numbers[0]))
 
 
+def _linears_fake(x, parts, biases, numbers, mode):  # type: ignore[no-untyped-def]
+    for width in numbers[1::5]:
+        check_input(x, width)
+    return [x.new_empty((*x.shape[:-1], rows)) for rows in numbers[::5]]
+
+
 def _add_linear_fake(y, x, *weight):  # type: ignore[no-untyped-def]
     return None
 
@@ -191,6 +281,7 @@ def _dense_fake(values, scales, zeros, masks, offsets, *numbers):  # type: ignor
 
 for _name, _cpu, _fake in (
     ("linear", _linear_cpu, _linear_fake),
+    ("linears", _linears_cpu, _linears_fake),
     ("add_linear", _add_linear_cpu, _add_linear_fake),
     ("rows", _rows_cpu, _rows_fake),
     ("dense", _dense_cpu, _dense_fake),

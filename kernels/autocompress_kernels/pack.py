@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -122,31 +120,6 @@ def _two_of_four(elements: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     added = (free & (free.cumsum(2) <= missing)).view(rows, -1)[:, :width]
     zero = 128 if elements.dtype == torch.uint8 else 0
     return elements.masked_fill(added, zero), keep | added
-
-
-def concatenate(parts: Sequence[Packed]) -> Packed:
-    """Full weights that read one input as one weight, outputs one after the other.
-
-    Args:
-        parts: at least one; equal but for their rows, all but the last multiples of 16 rows.
-
-    Raises:
-        ValueError: they do not fit together.
-    """
-    first = parts[0].format
-    for part in parts:
-        format = part.format
-        if (
-            Format(first.rows, format.width, format.bits, format.group, format.pattern) != first
-            or part.tensors.keys() != parts[0].tensors.keys()
-            or format.pattern != "full"
-        ):
-            raise ValueError(f"parts must have one full format. Got {first} and {format}.")
-    if any(part.format.rows % TILE for part in parts[:-1]):
-        raise ValueError(f"rows of all parts but the last must be multiples of {TILE}.")
-    rows = sum(part.format.rows for part in parts)
-    joined = {name: torch.cat([p.tensors[name] for p in parts]) for name in parts[0].tensors}
-    return Packed(Format(rows, first.width, first.bits, first.group), joined)
 
 
 def unpack_codes(packed: Packed) -> tuple[Tensor, Tensor, Tensor | None]:

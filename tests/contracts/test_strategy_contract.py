@@ -26,7 +26,12 @@ BUDGETS = {
 }
 
 
-FEWER = {"evopress": {"generations": 3, "offspring": 20}}  # in place of thousands of candidates
+FEWER = {  # candidates, in place of dozens or thousands
+    "bayesian": {"candidates": 14},
+    "evopress": {"generations": 3, "offspring": 20},
+    "spdy": {"candidates": 14},
+    "surrogate": {"generations": 3, "pool": 40},
+}
 
 
 @pytest.fixture(params=sorted(STRATEGIES))

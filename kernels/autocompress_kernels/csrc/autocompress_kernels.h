@@ -28,7 +28,7 @@
 extern "C" {
 #endif
 
-#define ACK_ABI 1
+#define ACK_ABI 2
 #define ACK_TAIL 64
 
 enum ack_type { ACK_F32 = 0, ACK_BF16 = 1 };                       /* of x and y */
@@ -76,6 +76,16 @@ const char *ack_isas(void);           /* all that can run here, best first, sepa
 int32_t ack_linear(const ack_matrix *w, int32_t mode, int64_t m, const void *x, int32_t x_type,
                    int64_t ldx, const float *bias, void *y, int32_t y_type, int64_t ldy,
                    int32_t accumulate, ack_parallel_for parallel, int32_t threads);
+
+/* The same for `count` matrices that read one x, each with its bias (or NULL) and its contiguous
+ * y[m][n]: x is made ready once, and threads share all of the work. */
+enum { ACK_MOST_MATRICES = 8 };
+int32_t ack_linears(const ack_matrix *w, int32_t count, int32_t mode, int64_t m, const void *x,
+                    int32_t x_type, int64_t ldx, const float *const *biases, void *const *ys,
+                    int32_t y_type, ack_parallel_for parallel, int32_t threads);
+
+/* Whether two buffers hold the same bytes. */
+int32_t ack_equal(const void *a, const void *b, int64_t bytes);
 
 /* Rows `rows[0..count)` (or begin .. begin+count-1 when rows is NULL) as dense y[count][k]. */
 int32_t ack_rows(const ack_matrix *w, const int64_t *rows, int64_t begin, int64_t count, void *y,

@@ -1,4 +1,4 @@
-// Which instruction set runs, what is checked before it does, and how work is shared by threads.
+// Which instruction set runs, and what is checked before it does.
 #include <stdlib.h>
 #include <string.h>
 #if defined(__x86_64__)
@@ -185,61 +185,6 @@ Activations place(void *memory, const Weights &w, int32_t mode, int64_t m, bool 
   return {memory, (float *)(end - 2 * side), (float *)(end - side), mode, exact};
 }
 
-namespace {
-
-struct Region {
-  const Isa *isa;
-  const Weights *w;
-  const Activations *x;
-  Output out;
-  int64_t m, workers;
-};
-
-void work(int64_t begin, int64_t end, void *context) {
-  const Region &r = *(const Region *)context;
-  const int64_t n = r.w->tiles;
-  r.isa->tiles(*r.w, *r.x, r.m, n * begin / r.workers, n * end / r.workers, r.out);
-}
-
-struct Preparation {
-  const Isa *isa;
-  const Weights *w;
-  const Activations *a;
-  const void *x;
-  int32_t type;
-  int64_t ld, m;
-};
-
-void prepare_batches(int64_t begin, int64_t end, void *context) {
-  const Preparation &p = *(const Preparation *)context;
-  for (int64_t row = begin * BATCH; row < end * BATCH && row < p.m;) {
-    const int rows = rows_together(p.m - row);
-    p.isa->prepare(*p.w, *p.a, p.x, p.type, p.ld, row, rows);
-    row += rows;
-  }
-}
-
-// Bytes of weights for each thread; less is read sooner than another thread wakes. Not tuned.
-constexpr int64_t WORTH_A_THREAD = 64 << 10;
-
-void multiply(Region &region, ack_parallel_for parallel, int32_t threads) {
-  const Weights &w = *region.w;
-  const int64_t bytes = w.tiles * ROWS * w.width * w.m.bits / 8;
-  const int64_t most = bytes * ceil_div(region.m, BATCH) / WORTH_A_THREAD;
-  region.workers = !parallel || most < 1 ? 1 : most < threads ? most : threads;
-  if (region.workers <= 1 || parallel(0, region.workers, 1, work, &region) != 0) {
-    region.workers = 1;
-    work(0, 1, &region);
-  }
-}
-
-void prepare_all(Preparation &p, ack_parallel_for parallel, int32_t threads) {
-  const int64_t batches = ceil_div(p.m, BATCH);
-  if (!parallel || threads <= 1 || batches < 4 || parallel(0, batches, 1, prepare_batches, &p) != 0)
-    prepare_batches(0, batches, &p);
-}
-
-}  // namespace
 }  // namespace ack
 
 using namespace ack;
@@ -254,32 +199,6 @@ ACK_API int32_t ack_select_isa(const char *name) {
   const Isa *found = name ? usable.find(name) : nullptr;
   if (!found) return ACK_BAD_FORMAT;
   chosen = found;
-  return ACK_OK;
-}
-
-ACK_API int32_t ack_linear(const ack_matrix *matrix, int32_t mode, int64_t m, const void *x,
-                           int32_t x_type, int64_t ldx, const float *bias, void *y, int32_t y_type,
-                           int64_t ldy, int32_t accumulate, ack_parallel_for parallel,
-                           int32_t threads) {
-  Weights w;
-  if (!matrix) return ACK_BAD_SHAPE;
-  if (int32_t error = make_weights(*matrix, &w)) return error;
-  if (mode < ACK_A8 || mode > ACK_A32) return ACK_BAD_FORMAT;
-  if ((x_type != ACK_F32 && x_type != ACK_BF16) || (y_type != ACK_F32 && y_type != ACK_BF16))
-    return ACK_BAD_FORMAT;
-  if (m < 0 || m > 0x7fffffff || ldx < w.m.k || ldy < w.m.n) return ACK_BAD_SHAPE;
-  if (m == 0) return ACK_OK;
-  if (!x || !y) return ACK_SHORT_BUFFER;
-  const Isa &isa = current_isa();
-  const int32_t layout = layout_mode(isa, w, mode);
-  void *memory = aligned_memory(activation_bytes(w, layout, m));
-  if (!memory) return ACK_NO_MEMORY;
-  const Activations a = place(memory, w, layout, m, mode == ACK_A32);
-  Preparation p = {&isa, &w, &a, x, x_type, ldx, m};
-  prepare_all(p, parallel, threads);
-  Region region = {&isa, &w, &a, {y, ldy, bias, y_type, accumulate}, m, 1};
-  multiply(region, parallel, threads);
-  free(memory);
   return ACK_OK;
 }
 

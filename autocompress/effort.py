@@ -1,0 +1,87 @@
+"""Effort: how many tokens a search may spend, and on what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autocompress.core import GRADIENT
+from autocompress.errors import ConfigError
+from autocompress.tables import did_you_mean
+
+EFFORTS = {"quick": 30_000, "normal": 300_000, "thorough": 1_000_000}  # tokens
+
+SENSITIVITIES, DESCENT = 0.36, 0.36  # shares of a small budget; the rest is for scores
+UNIFORM = 4  # windows on which the uniform allocation is raced before it leaves
+STEPS = 8  # of the descent at most; more tokens make larger batches
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a token budget buys.
+
+    Args:
+        tokens: in all; a token of a gradient pass counts `GRADIENT` times.
+        sensitivities: tokens of the sensitivities.
+        steps: linearizations of the refinement.
+        batch: tokens of each.
+        contenders: of its answers, that race the start.
+        compare: tokens that candidates are compared on in the end.
+    """
+
+    tokens: int
+    sensitivities: int
+    steps: int
+    batch: int
+    contenders: int
+    compare: int
+
+
+def plan(tokens: int, window: int, available: int) -> Plan:
+    """How `auto` spends `tokens`; all of a plan's sizes are whole windows.
+
+    Gradients that say what every layer costs come first, because no candidate is better than
+    they are; half of the search split is enough for them. What is left over goes to exchanges
+    and evolution.
+
+    Args:
+        tokens: to spend.
+        window: tokens per window.
+        available: tokens of the search split.
+
+    Raises:
+        ConfigError: not enough for gradients and scores of one window each.
+    """
+    least = (2 * GRADIENT + 3) * window
+    if tokens < least:
+        raise ConfigError(
+            f"a search must have at least {least} tokens to spend: one window of {window} for "
+            f"each gradient pass and each of three candidates. Got {tokens}. Raise --tokens, or "
+            "use --strategy uniform."
+        )
+
+    def whole(share: float, passes: float, most: int) -> int:
+        return max(1, min(int(share * tokens / passes), most) // window) * window
+
+    sensitivities = whole(SENSITIVITIES, GRADIENT, available // 2)
+    descent = whole(DESCENT, GRADIENT, tokens) // window  # windows
+    steps = max(1, min(STEPS, descent // 4))
+    contenders = max(1, min(4, steps // 2))
+    batch = max(1, min(descent // steps, available // window)) * window
+    left = tokens - GRADIENT * (sensitivities + steps * batch)
+    uniform = min(UNIFORM * window, left // 3)
+    compare = whole((left - uniform) / tokens, 1 + contenders, available)
+    return Plan(tokens, sensitivities, steps, batch, contenders, compare)
+
+
+def effort_tokens(effort: str) -> int:
+    """Tokens of a named effort.
+
+    Raises:
+        ConfigError: no effort has this name.
+    """
+    if effort not in EFFORTS:
+        raise ConfigError(
+            f"an effort must be one of {', '.join(EFFORTS)}. Got '{effort}'."
+            f"{did_you_mean(effort, EFFORTS)}"
+        )
+    return EFFORTS[effort]

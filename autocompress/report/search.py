@@ -1,0 +1,74 @@
+"""How a search went, phase by phase: what each bought, and whether losses of layers added up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import StatisticsError, correlation, median
+from typing import Any
+
+from autocompress.report.facts import DASH, Facts, Table, number, percent
+
+FEW = 3  # trials, below which a correlation says nothing
+
+
+def phases_table(facts: Facts) -> Table:
+    """Tokens and best loss of every phase, in the order in which they began."""
+    rows, best = [], None
+    for origin, trials in _phases(facts):
+        tokens = sum(trial["paid"] for trial in trials)
+        longest = max(trial["tokens"] for trial in trials)
+        losses = [trial["loss"] for trial in trials if trial["tokens"] == longest]
+        loss = min((loss for loss in losses if loss is not None), default=None)
+        same = best is not None and best[0] == longest and loss is not None
+        change = percent(loss / best[1] - 1, "+") if best and same and best[1] else DASH
+        rows.append((origin, f"{len(trials):,}", f"{tokens:,}", number(loss, 4), change))
+        if loss is not None and (not same or (best is not None and loss < best[1])):
+            best = longest, loss
+    return Table(
+        "Search windows. Tokens include those of gradients (three times) that a phase asked for; "
+        "losses are on the most windows that the phase used, the change is against the best "
+        "before on as many.",
+        ("Phase", "Trials", "Tokens", "Best KL", "Change"),
+        tuple(rows),
+    )
+
+
+def additivity_table(facts: Facts) -> Table:
+    """Sums of sensitivities beside measured losses, phase by phase."""
+    rows = []
+    for origin, trials in _phases(facts):
+        pairs = [
+            (trial["predicted"], trial["loss"])
+            for trial in trials
+            if trial.get("predicted") and trial["loss"]
+        ]
+        if pairs:
+            ratio = median(loss / predicted for predicted, loss in pairs)
+            rows.append((origin, f"{len(pairs):,}", f"{ratio:.2f}", _correlation(pairs)))
+    return Table(
+        "Sum of the layers' sensitivities against the measured loss. A ratio of 1 and a "
+        "correlation near 1 mean that losses add up; where they do not, only phases that see "
+        "layers together can gain.",
+        ("Phase", "Trials", "Measured / predicted, median", "Correlation"),
+        tuple(rows),
+    )
+
+
+def _correlation(pairs: list[tuple[float, float]]) -> str:
+    if len(pairs) < FEW:
+        return DASH
+    try:
+        return f"{correlation(*zip(*pairs, strict=True)):.2f}"
+    except StatisticsError:  # all predictions or all losses are equal
+        return DASH
+
+
+def _phases(facts: Facts) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Origin -> its trials on search windows, each with the tokens `paid` for it."""
+    phases: dict[str, list[dict[str, Any]]] = {}
+    before = 0
+    for trial in facts.get("trials") or ():
+        paid, before = trial["spent"] - before, trial["spent"]
+        if trial.get("split", "search") == "search":
+            phases.setdefault(trial["origin"], []).append({**trial, "paid": paid})
+    yield from phases.items()

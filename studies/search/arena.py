@@ -1,0 +1,128 @@
+"""One model, one database, one set of windows: where strategies are compared by tokens.
+
+Every run (strategy, budget, seed) has its own study, so none profits from what another scored.
+Gradients of equal windows are computed once and charged to every run that asks for them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shutil import copyfile
+
+from autocompress.config import StudyConfig
+from autocompress.core import Allocation, Fidelity, Problem, Score
+from autocompress.cost import check_budgets, parse_budget
+from autocompress.estimates import linearize, sensitivities
+from autocompress.evaluator import Evaluator
+from autocompress.files import write_json
+from autocompress.levels import parse_level
+from autocompress.predictions import Estimate
+from autocompress.progress import Lines
+from autocompress.session import Session, complete_database, open_session
+from autocompress.strategies.metering import metered
+from autocompress.study import Study
+
+HERE = Path(__file__).parent
+SCALES = 0.296875  # bits per weight that scales and zeros of groups of 64 take at 3 bits
+
+
+@dataclass(frozen=True)
+class Arena:
+    """The open session and where runs are kept."""
+
+    session: Session
+    evaluator: Evaluator
+    work: Path
+
+    @contextmanager
+    def problem(self, name: str, payload: float, seed: int) -> Iterator[tuple[Problem, Study]]:
+        """A metered problem with a study of its own in `WORK/runs/NAME`.
+
+        Args:
+            payload: bits of codes per weight that the budget allows; scales and zeros on top.
+            seed: of windows, labels and the strategy.
+        """
+        folder = self.work / "runs" / name
+        config = replace(self.session.config, run=folder, seed=seed)
+        session = replace(self.session, config=config)
+        space, costs = session.space, session.costs
+        budgets = check_budgets(space, costs, [parse_budget(f"{effective(payload)}bits", space)])
+        facts = session.facts()
+        with Study(folder, space, costs, facts, self.evaluator) as study:
+
+            def shared(tokens: int) -> Estimate:
+                file = f"sensitivities-{tokens}-{seed}.json"
+                common, own = self.work / file, folder / file
+                if common.exists() and not own.exists():
+                    copyfile(common, own)
+                found = sensitivities(session, self.evaluator, study, tokens)
+                if not common.exists():
+                    copyfile(own, common)
+                return found
+
+            yield (
+                metered(
+                    Problem(
+                        space=space,
+                        costs=costs,
+                        budgets=budgets,
+                        evaluate=study.evaluate,
+                        sensitivities=shared,
+                        linearize=lambda *at: linearize(session, self.evaluator, study, *at),
+                        window=config.window,
+                        tokens=int(session.windows.search.size),
+                    )
+                ),
+                study,
+            )
+
+    def score(self, allocation: Allocation, split: str) -> Score:
+        """The score on a whole split, kept where no search sees it."""
+        file = self.work / "scores" / f"{allocation.key}-{split}.json"
+        if not file.exists():
+            tokens = int(self.session.windows.split(split).size)
+            file.parent.mkdir(exist_ok=True)
+            write_json(file, self.evaluator(allocation, Fidelity(tokens, 0, split))._asdict())
+        return Score(**{key: tuple(row) for key, row in json.loads(file.read_text()).items()})
+
+
+def effective(payload: float) -> float:
+    """Effective bits of a payload: at 3 bits, those of uniform w3g64."""
+    return payload + SCALES
+
+
+def open_arena(work: Path) -> Arena:
+    """The default model at groups of 64; builds the database the first time."""
+    config = StudyConfig(space=str(HERE / "space.toml"), run=work / "base.run", out=work / "out")
+    session = open_session(config, Lines())
+    complete_database(session)
+    evaluator = Evaluator(
+        session.loaded.model,
+        session.space,
+        session.database,
+        session.windows,
+        config.run_folder,
+        session.progress,
+    )
+    return Arena(session, evaluator, work)
+
+
+def read_allocation(path: Path, arena: Arena) -> Allocation:
+    """An allocation from a text file of `module: level` lines.
+
+    A level is a key such as `w3g64` or a bare number of bits, as EvoPress writes it.
+    """
+    rows = [line.split(":") for line in path.read_text().splitlines() if line.strip()]
+    named = {name.strip(): level.strip() for name, level in rows}
+    levels = []
+    for layer in arena.session.space.layers:
+        found = {named[module] for module in layer.modules}
+        if len(found) != 1:
+            raise SystemExit(f"{layer.name} must have one level. Got {', '.join(sorted(found))}.")
+        (key,) = found
+        levels.append(parse_level(f"w{key}g64" if key.isdecimal() else key))
+    return Allocation(tuple(levels))

@@ -1,0 +1,158 @@
+"""Loss over tokens of strategies, on the same database, windows and tokens.
+
+    python studies/search/run.py WORK --strategies auto evopress --payloads 3.0 --seeds 0 1 2
+    python studies/search/run.py WORK --score ALLOCATION.txt   # EvoPress's text format, too
+
+What is finished is not run again: rows are appended to results.jsonl here. `auto@30000` is `auto`
+with 30,000 tokens; other strategies stop after the incumbent with which they passed `--tokens`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from arena import Arena, open_arena, read_allocation
+
+from autocompress.core import Allocation, Problem, Score, Strategy, Trial
+from autocompress.effort import plan
+from autocompress.strategies import find_strategy
+from autocompress.strategies.auto import Auto
+from autocompress.strategies.uniform import nearest_uniform
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.jsonl"
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--strategies", nargs="+", default=["auto@300000", "auto@30000"])
+    parser.add_argument("--payloads", nargs="+", type=float, default=[3.0])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--tokens", type=int, default=300_000)
+    parser.add_argument("--score", type=Path, help="an allocation to score on all splits")
+    parser.add_argument("--no-test", action="store_true", help="leave test windows alone")
+    arguments = parser.parse_args()
+    arena = open_arena(arguments.work)
+    if arguments.score:
+        print(json.dumps(figures(arena, read_allocation(arguments.score, arena), True), indent=1))
+        return
+    done = {(row["strategy"], row["payload"], row["seed"]) for row in rows()}
+    for key in itertools.product(arguments.seeds, arguments.payloads, arguments.strategies):
+        seed, payload, name = key
+        if (name, payload, seed) not in done:
+            row = one_run(arena, name, payload, seed, arguments.tokens, not arguments.no_test)
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def rows() -> list[dict[str, Any]]:
+    """All finished runs."""
+    return (
+        [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    )
+
+
+def one_run(
+    arena: Arena, name: str, payload: float, seed: int, tokens: int, test: bool
+) -> dict[str, Any]:
+    """Incumbents over tokens, and the figures of first and last on data no search saw."""
+    start, path = time.perf_counter(), []
+    with arena.problem(f"{name}-{payload}-{seed}", payload, seed) as (problem, _):
+        problem, clock = clocked(problem)
+        for trial in make(name, problem)(problem, np.random.default_rng(seed)):
+            path.append((problem.spent(), trial))
+            print(
+                f"{name} {payload} {seed}: {problem.spent():,} tokens, {trial.origin}", flush=True
+            )
+            if problem.spent() >= tokens:
+                break
+        uniform, spent = nearest_uniform(problem), problem.spent()
+        seconds = time.perf_counter() - start
+    finals = {"uniform": uniform, "start": path[0][1].allocation, "winner": path[-1][1].allocation}
+    return {
+        "strategy": name,
+        "payload": payload,
+        "seed": seed,
+        "tokens": spent,
+        "seconds": round(seconds, 1),
+        "model_seconds": round(clock["model"], 1),
+        "path": [
+            {**step(spent, trial), "validate": arena.score(trial.allocation, "validate").loss}
+            for spent, trial in milestones(path)
+        ],
+        **{role: figures(arena, allocation, test) for role, allocation in finals.items()},
+        "levels": list(map(str, finals["winner"].levels)),
+    }
+
+
+def milestones(path: Sequence[tuple[int, Trial]]) -> list[tuple[int, Trial]]:
+    """The points of a curve to score: the first of each phase, every doubling, the last."""
+    chosen = [path[0]]
+    for spent, trial in path[1:]:
+        if trial.origin != chosen[-1][1].origin or spent >= 2 * chosen[-1][0]:
+            chosen.append((spent, trial))
+    return chosen if path[-1][1].allocation == chosen[-1][1].allocation else [*chosen, path[-1]]
+
+
+def make(name: str, problem: Problem) -> Strategy:
+    """A strategy by name; `auto@TOKENS` has a token budget."""
+    family, _, tokens = name.partition("@")
+    if tokens:
+        return Auto(plan(int(tokens), problem.window, problem.tokens))
+    return find_strategy(family)()
+
+
+def step(spent: int, trial: Trial) -> dict[str, Any]:
+    """A point of the curve."""
+    return {
+        "spent": spent,
+        "origin": trial.origin,
+        "loss": trial.loss,
+        "on": trial.fidelity.tokens,
+        "seed": trial.fidelity.seed,
+        "allocation": trial.allocation.key,
+    }
+
+
+def figures(arena: Arena, allocation: Allocation, test: bool) -> dict[str, Any]:
+    """KL on validation and, where wanted, test windows."""
+    splits = ("validate", "test") if test else ("validate",)
+    return {split: brief(arena.score(allocation, split)) for split in splits}
+
+
+def brief(score: Score) -> dict[str, float]:
+    """Mean, standard error over windows, perplexity."""
+    return {"kl": score.loss, "stderr": score.stderr, "perplexity": score.perplexity}
+
+
+def clocked(problem: Problem) -> tuple[Problem, Counter[str]]:
+    """The same problem, and the seconds that its models take: all but the strategy's own work."""
+    spent: Counter[str] = Counter()
+
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def timing(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return call(*arguments)
+            finally:
+                spent["model"] += time.perf_counter() - start  # type: ignore[assignment]
+
+        return timing
+
+    calls = ("evaluate", "sensitivities", "linearize")
+    return replace(problem, **{name: timed(getattr(problem, name)) for name in calls}), spent
+
+
+if __name__ == "__main__":
+    main()
