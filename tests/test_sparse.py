@@ -76,7 +76,7 @@ def test_nothing_dropped_is_the_weight():
     weight, hessian = random_weight().bfloat16().float(), random_hessian()
     keep = torch.ones(weight.shape, dtype=torch.bool)
     plan = Plan(parse_level("s50"), weight, keep=keep)
-    [solved] = sweep_plans([plan], hessian, PUBLISHED)
+    [solved] = sweep_plans([plan], Statistics(hessian, 1), PUBLISHED)
     assert torch.equal(solved.weight, weight)
     assert torch.equal(refit(weight, weight, keep, damped(hessian, 0.01), 8), weight)
 
@@ -88,7 +88,9 @@ def test_nothing_dropped_and_quantized_is_gptq(codes):
     level = parse_level(f"s50+{codes}")
     grid = group_scales(weight, hessian.diagonal().clone(), level.quantize, True)
     keep = torch.ones(weight.shape, dtype=torch.bool)
-    [solved] = sweep_plans([Plan(level, weight, keep=keep, grid=grid)], hessian, PUBLISHED)
+    [solved] = sweep_plans(
+        [Plan(level, weight, keep=keep, grid=grid)], Statistics(hessian, 1), PUBLISHED
+    )
     # One tie that is rounded the other way changes the rest of its row.
     same = torch.isclose(solved.weight, gptq.packed.dense(), rtol=1e-5, atol=1e-7).all(1)
     assert int(same.sum()) >= len(weight) - 1
@@ -126,7 +128,7 @@ def test_joint_is_never_worse_than_one_after_the_other(key, seed):
     [sparse] = sparse_plans([weight], measure, [level.prune], PUBLISHED)[level.prune]
     grid = group_scales(sparse.weight, hessian.diagonal().clone(), level.quantize, True)
     plan = replace(sparse, level=level, grid=grid)
-    [sequence] = sweep_plans([plan], hessian, PUBLISHED)
+    [sequence] = sweep_plans([plan], Statistics(hessian, 1), PUBLISHED)
     after = measure(weight, sequence.packed()).error
     one_pass = solve_one(weight, hessian, key, PUBLISHED).error
     refitted = solve_one(weight, hessian, key, Solver()).error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -87,10 +87,14 @@ class Statistics:
     Args:
         hessian: (in, in) float32, mean of x xT over calibration tokens; None means identity.
         tokens: how many tokens it was averaged over.
+        factors: of the inverse, by order of columns: kept, because several operators need them.
     """
 
     hessian: Tensor | None
     tokens: int
+    factors: dict[object, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def known(self) -> Tensor | None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from autocompress.levels import Joint, Prune, Quantize
-from autocompress.operators import Solver
+from autocompress.operators import Solver, Statistics
 from autocompress.operators.masks import AdaptiveMask
-from autocompress.operators.sweep import inverse_factor, sweep
+from autocompress.operators.sweep import ordered_factor, sweep
 from autocompress.packed import Packed
 from autocompress.packed.outliers import pack_outliers
 from autocompress.packed.quantized import spread
@@ -94,21 +94,11 @@ def round_to(weight: Tensor, scale: Tensor, zero: Tensor, top: Tensor | float) -
     return code.sub_(zero).mul_(scale)
 
 
-def column_order(diagonal: Tensor, of: int | None, solver: Solver) -> Tensor:  # (in,), int64
-    """By falling Hessian diagonal if the solver says so; the groups of n:m stay together."""
-    if not solver.activation_order:
-        return torch.arange(len(diagonal))
-    if of is None:
-        return torch.argsort(diagonal, descending=True, stable=True)
-    groups = torch.argsort(diagonal.view(-1, of).sum(1), descending=True, stable=True)
-    return (groups.unsqueeze(1) * of + torch.arange(of)).flatten()
-
-
-def sweep_plans(plans: Sequence[Plan], hessian: Tensor, solver: Solver) -> list[Plan]:
+def sweep_plans(plans: Sequence[Plan], statistics: Statistics, solver: Solver) -> list[Plan]:
     """Solve plans of any kind, those of one kind together: choose masks, round what is kept.
 
     Args:
-        plans: weights share the input of `hessian`.
+        plans: weights share the input of `statistics`, which are not empty.
 
     Raises:
         ModelError: the Hessian cannot be factorised at any damping up to 1.
@@ -124,15 +114,14 @@ def sweep_plans(plans: Sequence[Plan], hessian: Tensor, solver: Solver) -> list[
         most = max(1, ELEMENTS // max(plans[number].weight.numel() for number in numbers))
         for start in range(0, len(numbers), most):
             alike = numbers[start : start + most]
-            found = _sweep_alike([plans[number] for number in alike], hessian, solver)
+            found = _sweep_alike([plans[number] for number in alike], statistics, solver)
             solved.update(zip(alike, found, strict=True))
     return [solved[number] for number in range(len(plans))]
 
 
-def _sweep_alike(plans: Sequence[Plan], hessian: Tensor, solver: Solver) -> list[Plan]:
+def _sweep_alike(plans: Sequence[Plan], statistics: Statistics, solver: Solver) -> list[Plan]:
     prune = plans[0].prune
-    order = column_order(hessian.diagonal(), prune.of if prune else None, solver)
-    factor = inverse_factor(hessian[order][:, order], solver.damping)
+    order, factor = ordered_factor(statistics, prune.of if prune else None, solver)
     stack = _stacked([plan.weight for plan in plans], order)
     columns = _Columns(plans, stack, order, factor)
     sweep(stack, factor, columns.step, columns.begin, BLOCK)

@@ -76,7 +76,7 @@ def best_factors(
     """
     exact = weight.double()
     if weight.shape[0] <= weight.shape[1]:
-        gram = exact @ exact.T if hessian is None else exact @ hessian.double() @ exact.T
+        gram = (weight if hessian is None else weight @ hessian).double() @ exact.T
         left = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank]
     else:
         seen = exact if hessian is None else exact @ torch.linalg.cholesky(hessian.double())
@@ -102,18 +102,18 @@ def _packed(
     shape = (weight.shape[0], weight.shape[1])
     if level.factors is None:
         return Packed(level, shape, factor_tensors(level, _dense(left), _dense(right)))
-    stored_right = _quantized(right, measure.hessian, level.factors, solver)
+    stored_right = _quantized(right, measure.statistics, level.factors, solver)
     inner = stored_right.dense()
     seen = inner if measure.assumed is None else inner @ measure.assumed  # (rank, in)
     within = seen @ inner.T
     within.diagonal().add_(RIDGE * within.diagonal().mean())
     left = torch.linalg.solve(within, seen @ weight.T).T
-    stored_left = _quantized(left, within, level.factors, solver)
+    stored_left = _quantized(left, Statistics(within, 1), level.factors, solver)
     return Packed(level, shape, factor_tensors(level, stored_left, stored_right))
 
 
-def _quantized(factor: Tensor, hessian: Tensor | None, level: Level, solver: Solver) -> Packed:
-    ((solution,),) = solve([factor.contiguous()], Statistics(hessian, 1), [level], solver)
+def _quantized(factor: Tensor, inputs: Statistics, level: Level, solver: Solver) -> Packed:
+    ((solution,),) = solve([factor.contiguous()], inputs, [level], solver)
     return solution.packed
 
 

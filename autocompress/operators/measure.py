@@ -16,11 +16,13 @@ class Measure:
     """Output errors of layers that share an input.
 
     Args:
+        statistics: of that input.
         hessian: (in, in) as it was measured; None without statistics.
         assumed: (in, in), damped: what is minimised.
         judged: (in, in), what errors are told in: as assumed, but where codes are only rounded.
     """
 
+    statistics: Statistics
     hessian: Tensor | None
     assumed: Tensor | None
     judged: Tensor | None
@@ -30,9 +32,9 @@ class Measure:
         """The measure that all levels of a database share."""
         known = statistics.known
         if known is None:
-            return cls(None, None, None)
+            return cls(statistics, None, None, None)
         assumed = damped(known, solver.damping)
-        return cls(known, assumed, known if solver.method == "rtn" else assumed)
+        return cls(statistics, known, assumed, known if solver.method == "rtn" else assumed)
 
     def __call__(self, weight: Tensor, packed: Packed) -> Solution:
         """A stored weight and its error beside `weight`, (out, in)."""

@@ -38,7 +38,7 @@ def outlier_plans(
     assert measure.assumed is not None
     dense = [plan.weight for plan in plans]
     found = []
-    for plan, weight in zip(sweep_plans(plans, measure.hessian, solver), dense, strict=True):
+    for plan, weight in zip(sweep_plans(plans, measure.statistics, solver), dense, strict=True):
         assert plan.exact is not None
         better = refit(weight, plan.weight, plan.exact, measure.assumed, solver.refit)
         found.append(replace(plan, weight=better))

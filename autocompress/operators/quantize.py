@@ -10,7 +10,7 @@ from torch import Tensor
 from autocompress.levels import Level, Quantize
 from autocompress.operators import TINY, Solution, Solver, Statistics, operator, output_energy
 from autocompress.operators.scales import group_scales
-from autocompress.operators.sweep import inverse_factor, sweep
+from autocompress.operators.sweep import ordered_factor, sweep
 from autocompress.packed import pack_quantized
 
 Grid = tuple[Tensor, Tensor]  # scales and zeros
@@ -49,7 +49,7 @@ def quantize(
             for c, level, grid in zip(codes, wanted, grids, strict=True)
         ]
     else:
-        codes, errors = _gptq(weight, hessian, wanted, grids, solver)
+        codes, errors = _gptq(weight, statistics, wanted, grids, solver)
     return _split(weights, wanted, grids, codes, errors, output_energy(weight, hessian))
 
 
@@ -100,19 +100,13 @@ def _dense(codes: Tensor, level: Quantize, scale: Tensor, zero: Tensor) -> Tenso
 
 def _gptq(
     weight: Tensor,
-    hessian: Tensor,
+    statistics: Statistics,
     levels: Sequence[Quantize],
     grids: Sequence[Grid],
     solver: Solver,
 ) -> tuple[list[Tensor], list[Tensor]]:  # codes (rows, in) and errors (rows,) per level
     rows, width = weight.shape
-    diagonal = hessian.diagonal()
-    order = (
-        torch.argsort(diagonal, descending=True, stable=True)
-        if solver.activation_order
-        else torch.arange(width)
-    )
-    factor = inverse_factor(hessian[order][:, order], solver.damping)
+    order, factor = ordered_factor(statistics, None, solver)
     stack = weight.T[order].repeat(1, len(levels)).contiguous()  # (in, levels * rows)
     top = torch.cat([torch.full((rows,), (1 << level.bits) - 1.0) for level in levels])
     grid, code = _column_grid(levels, grids, order, width), torch.empty(len(top))

@@ -54,7 +54,7 @@ def sparse_plans(
     plans = [Plan(level, weight.float()) for level in unique for weight in weights]
     hessian = measure.hessian
     if hessian is not None and solver.pruning == "sparsegpt":
-        plans = sweep_plans(plans, hessian, solver)
+        plans = sweep_plans(plans, measure.statistics, solver)
     else:
         plans = [_by_rule(plan, hessian, solver) for plan in plans]
     if measure.assumed is not None and solver.refit:
@@ -94,7 +94,7 @@ def sparse_code_plans(
         plans = [
             _in_one_pass(level, w.float(), hessian, solver) for level in levels for w in weights
         ]
-        return sweep_plans(plans, hessian, solver)
+        return sweep_plans(plans, measure.statistics, solver)
     sparse = sparse_plans(weights, measure, [lv.prune for lv in levels if lv.prune], solver)
     plans = [
         _with_scales(replace(plan, level=level), hessian, solver)
@@ -108,7 +108,7 @@ def sparse_code_plans(
     if not solver.refit:  # nothing has made up for what a rule dropped: the sweep does
         dense = [weight.float() for _ in levels for weight in weights]
         plans = [replace(plan, weight=w) for plan, w in zip(plans, dense, strict=True)]
-    return sweep_plans(plans, hessian, solver)
+    return sweep_plans(plans, measure.statistics, solver)
 
 
 def _with_scales(plan: Plan, hessian: Tensor | None, solver: Solver) -> Plan:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from autocompress.errors import ModelError
+from autocompress.operators import Solver, Statistics
 
 INNER, OUTER = 32, 256  # columns per rank-1 block and per lazy update: both fit the caches
 Step = Callable[[int, Tensor, float, Tensor], None]
@@ -53,6 +54,38 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:  # (in, in), uppe
         "a layer's input statistics must be positive definite after damping. Got a matrix that "
         "is not at damping 1. The calibration activations overflow: use float32."
     )
+
+
+def column_order(diagonal: Tensor, of: int | None, solver: Solver) -> Tensor:  # (in,), int64
+    """By falling Hessian diagonal if the solver says so; the groups of n:m stay together."""
+    if not solver.activation_order:
+        return torch.arange(len(diagonal))
+    if of is None:
+        return torch.argsort(diagonal, descending=True, stable=True)
+    groups = torch.argsort(diagonal.view(-1, of).sum(1), descending=True, stable=True)
+    return (groups.unsqueeze(1) * of + torch.arange(of)).flatten()
+
+
+def ordered_factor(
+    statistics: Statistics, of: int | None, solver: Solver
+) -> tuple[Tensor, Tensor]:  # (in,) and (in, in)
+    """The order that columns are solved in, and the factor of the inverse Hessian in that order.
+
+    Args:
+        statistics: not empty.
+        of: m of n:m, None for any weights.
+
+    Raises:
+        ModelError: there is none at any damping up to 1.
+    """
+    hessian = statistics.known
+    assert hessian is not None
+    key = (of if solver.activation_order else None, solver.activation_order, solver.damping)
+    if key not in statistics.factors:
+        order = column_order(hessian.diagonal(), of, solver)
+        factor = inverse_factor(hessian[order][:, order], solver.damping)
+        statistics.factors[key] = order, factor
+    return statistics.factors[key]
 
 
 def sweep(
