@@ -89,6 +89,15 @@ def test_kept_codes_come_back_and_dropped_ones_stand_for_zero(drawn, codes_key):
     assert all(torch.equal(before[name], tensor) for name, tensor in packed.tensors.items())
 
 
+def test_reading_a_weight_of_one_input_leaves_its_tensors_alone():
+    """A group of one weight: its zero is where its code belongs."""
+    level, keep = parse_level("s50+w8"), torch.tensor([[True], [False], [True]])
+    codes, zeros = torch.tensor([[7], [8], [9]]), torch.tensor([[1], [2], [3]])
+    packed = pack_sparse_codes(level, codes, torch.ones(3, 1), zeros, keep)
+    for _ in range(2):
+        assert packed.dense().tolist() == [[6], [0], [6]]
+
+
 def test_outliers_stand_in_their_places_and_their_codes_for_zero():
     level = parse_level("o10%+w2sym")
     codes, weight = torch.tensor([[0, 1, 2, 3, 0], [3, 3, 3, 3, 3]]), torch.zeros(2, 5)

@@ -74,17 +74,17 @@ def with_low_rank(
     the best: never worse than one after the other.
 
     References:
-        Liu et al., EoRA, arXiv:2410.21271, section 3: the residual in the eigenspace of the
-        inputs. Any square root of the Hessian gives the same product; see `best_factors`.
+        Liu et al., EoRA, arXiv:2410.21271: the residual in the eigenspace of the inputs. Any
+        square root of the Hessian gives the same product; see `best_factors`.
         Guo et al., LQ-LoRA, arXiv:2311.12023, section 3.1: alternation.
-        Yao et al., ZeroQuant-V2, arXiv:2303.08302, section 5: `low_rank='svd'`, no alternation.
+        Yao et al., ZeroQuant-V2, arXiv:2303.08302, LoRC: `low_rank='svd'`, no alternation.
     """
     measure = Measure.of(statistics, solver)
     sums = {level: [_Sum(level, w.float(), w.float()) for w in weights] for level in levels}
-    for turn in range(1 + solver.alternations):
+    for _ in range(1 + solver.alternations):
         for base in dict.fromkeys(level.base for level in levels):
             members = [it for level in levels if level.base == base for it in sums[level]]
-            _solve_base(base, members, statistics, measure, solver, first=turn == 0)
+            _solve_base(base, members, statistics, measure, solver)
     return {level: [it.best for it in row if it.best] for level, row in sums.items()}
 
 
@@ -94,14 +94,13 @@ def _solve_base(
     statistics: Statistics,
     measure: Measure,
     solver: Solver,
-    first: bool,
 ) -> None:
     """Solve the base of all its levels for their targets, then their low-rank parts."""
-    targets = {id(it.weight) if first else id(it): it.target for it in members}
+    targets = {id(it.target): it.target for it in members}  # at first levels share the weight
     rows = solve(list(targets.values()), statistics, [base], solver)
     solved = {key: row[0].packed for key, row in zip(targets, rows, strict=True)}
     for it in members:
-        stored = solved[id(it.weight) if first else id(it)]
+        stored = solved[id(it.target)]
         rest = it.weight - stored.dense()
         added = it.level.low_rank
         assert added is not None

@@ -57,7 +57,7 @@ def refit(
     rises.
 
     References:
-        Meng et al., ALPS, arXiv:2406.07831, section 3.3: least squares on a mask by conjugate
+        Meng et al., ALPS, arXiv:2406.07831: least squares on a mask by preconditioned conjugate
         gradients.
     """
     solution, diagonal = solution.clone(), hessian.diagonal()
