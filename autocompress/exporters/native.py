@@ -19,7 +19,7 @@ from autocompress.database import LevelDatabase
 from autocompress.errors import ModelError
 from autocompress.files import disk_errors, write_atomically, write_json
 from autocompress.integration import FORMAT, METHOD, WEIGHTS
-from autocompress.levels import Dense, Level, Shape
+from autocompress.levels import Dense, Level, Quantize, Shape
 from autocompress.packed import tensor_shapes
 from autocompress.runtime import ACTIVATIONS, configure
 from autocompress.runtime_facts import runtime_warning
@@ -62,7 +62,7 @@ def other_bytes(model: Any, space: SearchSpace) -> int:
     )
     header: dict[str, Any] = {name: _entry("BF16", list(t.shape)) for name, t in outside.items()}
     widest = sum(
-        max(_header_bytes(name, level, shape) for level in allowed)
+        max(_header_bytes(name, level, shape) for level in (Quantize(8, 8), *allowed))
         for layer, allowed in zip(space.layers, space.levels, strict=True)
         for name, shape in zip(layer.modules, layer.shapes, strict=True)
     )
