@@ -19,7 +19,7 @@ from autocompress.levels import Dense, Level
 from autocompress.predictions import Estimate
 from autocompress.stitch import StitchedModel
 
-METHODS = ("scaled", "kronecker", "exact")
+METHODS = ("scaled", "kronecker", "exact", "diagonal")
 
 
 def fisher_sensitivities(
@@ -42,7 +42,9 @@ def fisher_sensitivities(
         method: 'exact' multiplies every token by every dW. 'kronecker' takes g and x for
             independent and the rows of g for uncorrelated: the mean g^2 of every output times its
             squared error, which the database knows. 'scaled' is that, times the factor that makes
-            it exact at one level of the layer. Tied weights and embeddings are always exact.
+            it exact at one level of the layer. 'diagonal' also takes the inputs for uncorrelated:
+            mean g^2 times mean x^2 times dW^2, summed over all weights. Tied weights and
+            embeddings are always exact.
         progress: called with (windows done, windows in all).
 
     Returns:
@@ -93,12 +95,12 @@ class _Curve:
         changing = [i for i, level in enumerate(levels) if not isinstance(level, Dense)]
         if name in stitched.tied or self._module is stitched.model.get_input_embeddings():
             method = "exact"
-        self._exact = {"exact": changing, "kronecker": []}.get(
+        self._exact = {"exact": changing, "kronecker": [], "diagonal": []}.get(
             method, changing[len(changing) // 2 :][:1]
         )
-        self._method = method
+        self._method, self._changing = method, changing
         self._sums, self._products = np.zeros((2, windows, len(levels)))
-        if method != "exact":
+        if method in ("scaled", "kronecker"):
             rows = [stitched.database.row_errors(name, levels[i]) for i in changing]
             self._rows = dict(zip(changing, rows, strict=True))
 
@@ -110,8 +112,15 @@ class _Curve:
             change = self._stitched.change(self._name, self._levels[i])
             moved = output_change(self._module, change.to(self._module.weight.dtype), inputs)
             self._sums[window, i] += float((moved.float() * gradient).sum(1).square().sum())
-        if self._method != "exact":
-            energy = gradient.square().sum(0)
+        if self._method == "exact":
+            return
+        energy = gradient.square().sum(0)
+        if self._method == "diagonal":
+            second = inputs.float().square().mean(0)
+            for i in self._changing:
+                change = self._stitched.change(self._name, self._levels[i])
+                self._products[window, i] = float(energy @ (change.square() @ second))
+        else:
             for i, rows in self._rows.items():
                 self._products[window, i] = float(energy @ rows)
 
@@ -119,7 +128,7 @@ class _Curve:
         """The estimate of every window and level."""
         if self._method == "exact":
             return self._sums
-        if self._method == "kronecker" or not self._exact:
+        if not self._exact:
             return self._products
         (at,) = self._exact
         shape = self._products.sum(0)

@@ -140,8 +140,9 @@ def test_optuna_opens_the_study(facts: dict[str, Any], result: Path) -> None:
     assert len(study.directions) == 2
     trials = [trial.user_attrs for trial in study.get_trials()]
     same = facts["results"]["winner"] == facts["results"]["ilp"]  # the search found nothing better
-    roles = {"baseline", "candidate"} | (set() if same else {"finalist"})
-    assert {trial["role"] for trial in trials} == roles
+    roles = {trial["role"] for trial in trials}
+    assert {"baseline", "candidate"} <= roles <= {"baseline", "candidate", "finalist"}
+    assert same or "finalist" in roles
     baselines = {trial["origin"] for trial in trials if trial["role"] == "baseline"}
     assert baselines == {"uniform w3g64", "ilp"}
     table = (result.with_name("result.run") / "evaluations.jsonl").read_text().splitlines()

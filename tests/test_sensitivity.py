@@ -91,7 +91,25 @@ def test_labels_are_sampled_from_the_model(labels):
     assert torch.equal(drawn[1::2], torch.full((20_000,), 3))
 
 
-@pytest.mark.parametrize("method", METHODS)
+def test_diagonal_is_the_sum_over_all_weights(tiny, tiny_space, tiny_database, windows, stitched):
+    name, found = "model.layers.1.mlp.up_proj", []
+    for method in ("diagonal", "kronecker"):
+        seen = {}
+        module = tiny.model.get_submodule(name)
+        handle = module.register_forward_hook(lambda m, args, out, s=seen: s.update(x=args[0]))
+        estimate = fisher_sensitivities(stitched, windows[:1], method=method).mean
+        handle.remove()
+        found.append(estimate[[layer.name for layer in tiny_space.layers].index(name)][W2])
+    x, change = seen["x"][0].detach().float(), tiny_database.load(name, W2).dense() - module.weight
+    second = x.square().mean(0)
+    rows = tiny_database.row_errors(name, W2)
+    # Both are sums over outputs of the same gradients' squares, times what each says of a row.
+    low, high = (change.square() @ second / rows).aminmax()
+    assert float(low) <= found[0] / found[1] <= float(high)
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("method", [it for it in METHODS if it != "diagonal"])
 @pytest.mark.parametrize("level", [W6, parse_level("w8g64")], ids=str)
 def test_the_sum_predicts_the_loss_of_a_uniform_model(
     level, method, tiny, tiny_space, tiny_windows, tiny_database, stitched

@@ -13,12 +13,15 @@ from toys import (
     toy_space,
 )
 
+from autocompress.config import StudyConfig
 from autocompress.core import Budget, CostTable, Fidelity, Score
 from autocompress.cost import parse_budget, size_tables
+from autocompress.effort import plan
 from autocompress.errors import BudgetError, ConfigError
 from autocompress.knapsack import cheapest
 from autocompress.levels import parse_level
-from autocompress.strategies import STRATEGIES, find_strategy
+from autocompress.strategies import STRATEGIES, configured, find_strategy
+from autocompress.strategies.auto import Auto
 from autocompress.strategies.evolution import Evolution
 from autocompress.strategies.ilp import ILP
 from autocompress.strategies.mutation import LevelSwitch
@@ -45,6 +48,14 @@ def test_names_find_classes():
     assert find_strategy("evolution") is Evolution
     for name in STRATEGIES:
         find_strategy(name)()
+
+
+def test_a_strategy_that_spends_no_tokens_refuses_them():
+    spending = plan(30_000, 512, 24_576)
+    assert configured(StudyConfig(spend=30_000), spending) == Auto(spending)
+    assert configured(StudyConfig(strategy="ilp"), spending).sensitivity_tokens == 3584
+    with pytest.raises(ConfigError, match=r"--tokens must go with .* such as auto\. Got 'ilp'"):
+        configured(StudyConfig(strategy="ilp", spend=30_000), spending)
 
 
 def test_an_unknown_name_lists_the_known_and_the_nearest():

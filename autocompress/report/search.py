@@ -17,7 +17,8 @@ def phases_table(facts: Facts) -> Table:
     for origin, trials in _phases(facts):
         tokens = sum(trial["paid"] for trial in trials)
         longest = max(trial["tokens"] for trial in trials)
-        losses = [trial["loss"] for trial in trials if trial["tokens"] == longest]
+        whole = [trial for trial in trials if trial.get("every", 1) == 1]
+        losses = [trial["loss"] for trial in whole if trial["tokens"] == longest]
         loss = min((loss for loss in losses if loss is not None), default=None)
         same = best is not None and best[0] == longest and loss is not None
         change = percent(loss / best[1] - 1, "+") if best and same and best[1] else DASH
@@ -40,7 +41,7 @@ def additivity_table(facts: Facts) -> Table:
         pairs = [
             (trial["predicted"], trial["loss"])
             for trial in trials
-            if trial.get("predicted") and trial["loss"]
+            if trial.get("predicted") and trial["loss"] and trial.get("every", 1) == 1
         ]
         if pairs:
             ratio = median(loss / predicted for predicted, loss in pairs)
