@@ -122,7 +122,7 @@ def _op(level: Level, shape: Shape, tensors: Tensors, dtype: torch.dtype, mode: 
                 shape,
                 _matrix(codes, shape, tensors, dtype, mode),
                 _outliers(shape, tensors, dtype, mode),
-                {name: tensors[name] for name in ("outliers", "columns", "counts")},
+                {name: tensors[name] for name in ("outliers", "places", "counts")},
             )
     return _matrix(level, shape, tensors, dtype, mode)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from math import comb
+from math import ceil, comb
 from typing import ClassVar, Self
 
 from autocompress.errors import LevelError
 from autocompress.levels.storage import (
     DENSE_BITS,
     PERCENT,
-    SCALE_BITS,
     Shape,
     match_percent,
     packed_bytes,
@@ -19,7 +18,7 @@ from autocompress.levels.storage import (
 )
 
 GROUPS = (2, 4, 8)  # m of n:m
-LARGEST_WIDTH = 1 << 16  # inputs that a 16-bit column number can name
+STRETCH = 255  # inputs whose outliers are counted together: places and counts fit a byte
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -105,7 +104,8 @@ class Prune:
 class Outliers:
     """A few weights in bf16 beside the codes of all; a part of `Joint` levels only.
 
-    Stored as values, 16-bit column numbers, and how many each row has, in 16 bits.
+    Stored as values, places in stretches of 255 inputs, and how many each stretch has, in a byte
+    each.
 
     Args:
         percent: of all weights, above 0 and at most 10, two decimals at most.
@@ -131,18 +131,12 @@ class Outliers:
         return None if percent is None else cls(percent)
 
     def count(self, shape: Shape) -> int:
-        """How many, at least one.
+        """How many, at least one."""
+        return max(1, part_of(shape[0] * shape[1], self.percent))
 
-        Raises:
-            LevelError: a column's number needs more than 16 bits.
-        """
-        rows, width = shape
-        if width >= LARGEST_WIDTH:
-            raise LevelError(
-                f"the inputs of a layer at {self} must be fewer than {LARGEST_WIDTH}. Got {width}. "
-                "Give the layer other levels."
-            )
-        return max(1, part_of(rows * width, self.percent))
+    def stretches(self, width: int) -> int:
+        """Stretches in a row of `width` inputs."""
+        return ceil(width / STRETCH)
 
     def storage_bits(self, shape: Shape) -> int:
-        return self.count(shape) * (DENSE_BITS + 16) + shape[0] * SCALE_BITS
+        return self.count(shape) * (DENSE_BITS + 8) + shape[0] * self.stretches(shape[1]) * 8

@@ -65,16 +65,8 @@ class Plan:
         width = self.weight.shape[1]
         return spread(scales, self.quantize, width), spread(zeros, self.quantize, width)
 
-    def rounded(self) -> Plan:
-        """Every weight that is neither dropped nor an outlier at the nearest code."""
-        assert self.quantize is not None
-        near = round_to(self.weight, *self.spread(), (1 << self.quantize.bits) - 1)
-        return replace(
-            self, weight=near if self.exact is None else torch.where(self.exact, self.weight, near)
-        )
-
     def packed(self) -> Packed:
-        """The stored form of a solved weight."""
+        """The stored form of a solved weight: what is stored as codes goes to the nearest one."""
         if self.quantize is None:
             assert isinstance(self.level, Prune) and self.keep is not None
             return pack_sparse(self.level, self.weight, self.keep)

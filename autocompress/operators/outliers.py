@@ -34,7 +34,7 @@ def outlier_plans(
         for weight in weights
     ]
     if measure.hessian is None or solver.method == "rtn":
-        return [plan.rounded() for plan in plans]
+        return plans
     assert measure.assumed is not None
     dense = [plan.weight for plan in plans]
     found = []

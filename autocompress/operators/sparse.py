@@ -103,7 +103,7 @@ def sparse_code_plans(
         for plan in sparse[level.prune]
     ]
     if not gptq:
-        return [plan.rounded() for plan in plans]
+        return plans
     assert hessian is not None
     if not solver.refit:  # nothing has made up for what a rule dropped: the sweep does
         dense = [weight.float() for _ in levels for weight in weights]

@@ -1,8 +1,9 @@
 """A few outliers beside the codes of all weights.
 
-`outliers` are bf16 values, row by row, `columns` the input of each, `counts` how many each row
-has. bf16 is what dense weights ship in and what the sparse kernels read; it is within 0.4 % of
-any weight. An outlier's code is its group's zero, so a product may simply add both parts.
+`outliers` are bf16 values, row by row, `places` the input of each in its stretch of 255 inputs,
+`counts` how many each stretch of each row has. bf16 is what dense weights ship in and what the
+sparse kernels read; it is within 0.4 % of any weight. An outlier's code is its group's zero, so a
+product may simply add both parts.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from autocompress.errors import DatabaseError
 from autocompress.levels import Joint, Outliers, Shape
+from autocompress.levels.prune import STRETCH
 from autocompress.packed.quantized import dequantize, quantized_tensors, spread
 from autocompress.packed.stored import Packed, Sizes, Tensors
 
@@ -21,8 +23,8 @@ def outlier_shapes(level: Outliers, shape: Shape) -> Sizes:
     count = level.count(shape)
     return {
         "outliers": (torch.bfloat16, (count,)),
-        "columns": (torch.uint16, (count,)),
-        "counts": (torch.uint16, (shape[0],)),
+        "places": (torch.uint8, (count,)),
+        "counts": (torch.uint8, (shape[0], level.stretches(shape[1]))),
     }
 
 
@@ -36,13 +38,15 @@ def pack_outliers(
 ) -> Packed:
     """Outliers and codes of one weight."""
     shape, quantize = (codes.shape[0], codes.shape[1]), level.quantize
-    assert quantize is not None
+    assert quantize is not None and level.outliers is not None
+    stretches = level.outliers.stretches(shape[1])
+    padded = torch.nn.functional.pad(chosen, (0, stretches * STRETCH - shape[1]))
     middle = torch.full_like(zeros, 1 << (quantize.bits - 1)) if quantize.symmetric else zeros
     codes = torch.where(chosen, spread(middle, quantize, shape[1]).to(codes.dtype), codes)
     tensors = {
         "outliers": weight[chosen].to(torch.bfloat16),
-        "columns": chosen.nonzero()[:, 1].to(torch.uint16),
-        "counts": chosen.sum(1).to(torch.uint16),
+        "places": (chosen.nonzero()[:, 1] % STRETCH).to(torch.uint8),
+        "counts": padded.view(shape[0], stretches, STRETCH).sum(2).to(torch.uint8),
         **quantized_tensors(quantize, codes, scales, zeros),
     }
     return Packed(level, shape, tensors)
@@ -56,14 +60,18 @@ def placed_outliers(
     Raises:
         DatabaseError: they are damaged: there are more places than values, or one is outside.
     """
-    counts, columns = (tensors[name].to(torch.int64) for name in ("counts", "columns"))
-    rows = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    if len(rows) > len(columns) or int(columns.max()) >= shape[1]:
+    counts, places = (tensors[name].to(torch.int64) for name in ("counts", "places"))
+    stretches = torch.arange(counts.numel(), device=counts.device)
+    within = stretches.repeat_interleave(counts.flatten())
+    found, most, each = len(within), len(places), counts.shape[1]
+    columns = within[:most] % each * STRETCH + places[:found]
+    highest = int(columns.max()) if found else 0
+    if found > most or highest >= shape[1]:
         raise DatabaseError(
-            f"{len(columns)} outliers must lie in {shape[0]} x {shape[1]} weights. Got "
-            f"{len(rows)} up to column {int(columns.max())}. The file is damaged: write it again."
+            f"{most} outliers must lie in {shape[0]} x {shape[1]} weights. Got {found} up to "
+            f"column {highest}. The file is damaged: write it again."
         )
-    return rows, columns[: len(rows)], tensors["outliers"][: len(rows)]
+    return within // each, columns, tensors["outliers"][:found]
 
 
 def outlier_dense(level: Joint, shape: Shape, tensors: Tensors) -> Tensor:  # (out, in), float32
