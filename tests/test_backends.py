@@ -8,8 +8,9 @@ import torch
 
 from autocompress import backends
 from autocompress.backends import BACKENDS, choose_backend
+from autocompress.backends.native import sparse_is_faster
 from autocompress.errors import BackendError
-from autocompress.levels import Dense, LowRank, Quantize, parse_level
+from autocompress.levels import Dense, LowRank, Prune, Quantize, parse_level
 from autocompress.operators import Solver, Statistics, solve
 from autocompress.packed import Packed, pack_quantized
 from autocompress.targets import MODES
@@ -90,6 +91,41 @@ def backend(request):
 def supported(backend, mode):
     """(level, shape) that the backend runs in the mode here."""
     return [(v, s) for v in LEVELS for s in SHAPES if backend.supports(v, s, mode) is None]
+
+
+@pytest.mark.parametrize("key", ["s50", "2:4", "1:4", "4:8", "s70+w8g32sym", "2:4+w8sym"])
+@pytest.mark.parametrize("shape", [(48, 576), (33, 104)], ids=str)
+def test_sparse_weights_are_the_same_on_sparse_and_on_full_kernels(key, shape, monkeypatch):
+    """Which are faster depends on the machine."""
+    level, native = parse_level(key), BACKENDS["native"]
+    if (reason := native.supports(level, shape, "a32")) is not None:
+        pytest.skip(reason)
+    packed, x, patterns = random_packed(level, shape), draw(40, shape[1]), set()
+    for sparse in (True, False):
+        where = "autocompress.backends.native.sparse_is_faster"
+        monkeypatch.setattr(where, lambda level, codes, sparse=sparse: sparse)
+        op = native.prepare(packed, torch.float32, "a32")
+        patterns.add(op.packed.format.pattern)
+        assert error(op(x), x, packed.dense(), torch.zeros(shape[0])) < TOLERANCE["a32"]
+        assert torch.equal(op.dense(), packed.dense())
+        for name, tensor in op.stored().tensors.items():
+            assert torch.equal(tensor, packed.tensors[name])
+    assert patterns == {"full", "2:4" if key.startswith("2:4") else "bitmask"}
+
+
+def test_sparse_kernels_are_used_where_they_are_faster(monkeypatch):
+    def isa(name):
+        library = type("", (), {"isa": lambda self: name})()
+        monkeypatch.setattr("autocompress_kernels.library.load", lambda: library)
+
+    prune, bits8, bits4 = Prune(70), Quantize(8, 64, True), Quantize(4, 64, True)
+    isa("avx512bf16")
+    assert sparse_is_faster(prune, None) and sparse_is_faster(prune, bits8)
+    assert not sparse_is_faster(Prune(50, 4), bits8)
+    assert not sparse_is_faster(prune, bits4)
+    assert not sparse_is_faster(prune, Quantize(8, 64))
+    isa("avx2")
+    assert not sparse_is_faster(prune, None) and not sparse_is_faster(prune, bits8)
 
 
 @pytest.mark.parametrize("mode", MODES.values())

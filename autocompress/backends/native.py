@@ -1,9 +1,9 @@
 """Our own kernels: codes of every width in groups that are multiples of 32 or per channel, sparse
 weights in bf16 and 8 bits, and sums and products of these.
 
-Sparse codes of fewer than 8 bits, or with zeros, run as full ones whose dropped weights have their
-group's zero: those kernels are faster than sparse ones (`studies/kernels`), and only the file is
-smaller then.
+Sparse weights run on sparse kernels only where those are faster (`studies/kernels`): never without
+the instructions that expand by a mask, in 8 symmetric bits from 60 % dropped on, in fewer bits
+never. Elsewhere dropped weights are stored in memory as zeros, and only the file is smaller.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from autocompress.packed.quantized import stored_codes, stored_zeros
 from autocompress.packed.sparse import full_codes, sparse_dense, unpack_mask
 
 STEP = 32  # inputs: kernel groups are multiples of it
+EXPANDING = "avx512bf16"  # the instruction set whose kernels expand by a mask in registers
+DROPPED = 60  # percent, from which sparse kernels of 8 bits read so much less that they win
 KINDS = (torch.float32, torch.bfloat16)  # what the kernels read and write
 Op = NativeOp | NativeProduct | NativeSum
 
@@ -139,8 +141,11 @@ def _matrix(
         case Prune():
             keep = unpack_mask(level, shape, tensors["mask"])
             weight = sparse_dense(level, shape, tensors).bfloat16()
-            made = pack_sparse(weight, keep, _pattern(level))
-        case Joint(prune=Prune() as prune, quantize=Quantize(bits=8, symmetric=True) as codes):
+            sparse = sparse_is_faster(level, None)
+            made = pack_sparse(weight, keep, _pattern(level)) if sparse else pack_bf16(weight)
+        case Joint(prune=Prune() as prune, quantize=Quantize() as codes) if sparse_is_faster(
+            prune, codes
+        ):
             keep = unpack_mask(prune, shape, tensors["mask"])
             scales, group = tensors["scales"].to(torch.float16), _group(codes, shape[1])
             made = pack_sparse(
@@ -153,6 +158,17 @@ def _matrix(
             made = _full(level, shape, stored_codes(level, shape, tensors), tensors)
     mask = tensors["mask"].clone() if isinstance(level, Prune | Joint) else None
     return NativeOp(level, shape, made, dtype, mode, mask=mask)
+
+
+def sparse_is_faster(level: Prune, codes: Quantize | None) -> bool:
+    """Whether a sparse weight, in bf16 or in codes, runs on a sparse kernel here."""
+    from autocompress_kernels.library import load
+
+    if load().isa() != EXPANDING:
+        return False
+    if codes is None:
+        return True
+    return codes.bits == 8 and codes.symmetric and level.sparsity >= DROPPED
 
 
 def _full(level: Quantize, shape: Shape, codes: Tensor, tensors: Tensors) -> Any:
