@@ -15,7 +15,8 @@ from torch import Tensor
 COLD = 3  # times the last-level cache: what the copies of one weight take together
 MOST_COPIES = 512  # more would cost more time to make than they are worth
 SMALLEST_CACHE = 32 << 20  # bytes; assumed where the system does not tell
-RIVAL_LIMIT = 3e-2  # relative error above which a rival computes something else
+RIVAL_LIMIT = 0.1  # relative error above which a rival computes something else; without VNNI,
+# sums of ATen's int8 saturate: 0.052 to 0.057 measured with AVX2
 BANK = 496  # different rows of a weight; longer ones repeat them, which no kernel can notice
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 Shape = tuple[int, int]  # rows (outputs), width (inputs)
