@@ -31,6 +31,7 @@ CONFIG = """
 space = "{space}"
 budgets = ["3.5bits"]
 generations = 1
+spend = 12000
 sensitivity_tokens = 1024
 out = "{out}"
 [tokens]

@@ -185,7 +185,7 @@ def test_verdict_admits_that_the_ilp_won() -> None:
     facts = make_facts()
     facts["results"]["winner"] = facts["results"]["ilp"]
     text = verdict(facts)
-    assert text.startswith("The integer programme won, evolution found nothing better")
+    assert text.startswith("The integer programme won, the search found nothing better")
     assert "below the ILP" not in text
 
 

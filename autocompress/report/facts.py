@@ -187,7 +187,11 @@ def cost_table(facts: Facts) -> Table:
         for name, count, spent in pairs
         if (count, spent) != (None, None)
     )
-    return Table("Tokens through the model and wall time.", ("Step", "Tokens", "Time"), rows)
+    return Table(
+        "Tokens through the model, those of gradients three times, and wall time.",
+        ("Step", "Tokens", "Time"),
+        rows,
+    )
 
 
 def setting_table(facts: Facts) -> Table:

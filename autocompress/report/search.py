@@ -21,7 +21,9 @@ def phases_table(facts: Facts) -> Table:
         losses = [trial["loss"] for trial in whole if trial["tokens"] == longest]
         loss = min((loss for loss in losses if loss is not None), default=None)
         same = best is not None and best[0] == longest and loss is not None
-        change = percent(loss / best[1] - 1, "+") if best and same and best[1] else DASH
+        change = DASH
+        if best is not None and same and best[1]:
+            change = percent(loss / best[1] - 1, "+") if loss < best[1] else "no gain"
         rows.append((origin, f"{len(trials):,}", f"{tokens:,}", number(loss, 4), change))
         if loss is not None and (not same or (best is not None and loss < best[1])):
             best = longest, loss

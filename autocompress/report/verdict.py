@@ -46,7 +46,7 @@ def _lead(winner: Facts, uniform: Facts | None, origin: str) -> str:
     if uniform and (_test_loss(uniform) or float("inf")) < winner["test"]["kl"]:
         return "The search lost to uniform on text that it never saw: "
     if origin.startswith("ilp"):
-        return "The integer programme won, evolution found nothing better: "
+        return "The integer programme won, the search found nothing better: "
     return "The searched allocation won: "
 
 

@@ -12,7 +12,7 @@ from autocompress.predictions import Estimate
 from autocompress.strategies.exchange import Exchange, Rounds
 from autocompress.strategies.ilp import solve
 from autocompress.strategies.metering import metered
-from autocompress.strategies.racing import race
+from autocompress.strategies.racing import FIRST, race
 from autocompress.strategies.record import Record
 from autocompress.strategies.refinement import Refinement
 from autocompress.strategies.surrogate import SurrogateSearch
@@ -73,9 +73,12 @@ def _start(problem: Problem, spending: Plan) -> Trial:
     prices = problem.sensitivities(spending.sensitivities).mean
     answer = solve(problem.space, problem.costs, problem.budgets, prices)
     uniform = nearest_uniform(problem)
+    origin = uniform_origin(problem, uniform)
+    first = problem.fidelity(min(FIRST * problem.window, spending.compare))
+    problem.evaluate([uniform], first, origin)  # the race's first stage, under its own name
     best, *_ = race(problem, [answer, uniform], spending.compare, "ilp")
     if best.allocation == uniform:
-        return replace(best, origin=uniform_origin(problem, uniform))
+        return replace(best, origin=origin)
     return best
 
 
