@@ -78,7 +78,7 @@ def test_a_mixture_has_the_mean_and_the_error_of_independent_parts():
 def test_refinement_improves_on_the_ilp_where_losses_do_not_add_up():
     better = 0
     for limit in ("2.6", "3.0", "3.5", "4.0"):
-        incumbents = run(Refinement(tokens=256), problem_of(limit))
+        incumbents = run(Refinement(share=1.0, tokens=256), problem_of(limit))
         first, last = incumbents[0], incumbents[-1]
         better += quiet_loss(last.allocation) < quiet_loss(first.allocation)
         assert quiet_loss(last.allocation) <= quiet_loss(first.allocation) * 1.001
