@@ -46,14 +46,15 @@ def table(found: list[dict[str, Any]]) -> str:
         }
         pairs = list(zip(kl["winner"], kl["start"], kl["uniform"], strict=True))
         worse = sum(a > b for a, b, _ in pairs), sum(a > c for a, _, c in pairs)
-        own = [1 - run["model_seconds"] / run["seconds"] for run in runs]
+        timed = [run for run in runs if run["seconds"]]  # in one process
+        own = [1 - run["model_seconds"] / run["seconds"] for run in timed]
         lines.append(
             f"| {payload} | {name} | {len(runs)} | {median(run['tokens'] for run in runs):,.0f} "
             f"| {median(kl['uniform']):.4f} | {median(kl['start']):.4f} "
             f"| {median(kl['winner']):.4f} ({min(kl['winner']):.4f} to {max(kl['winner']):.4f}) "
             f"| {median(1 - a / c for a, _, c in pairs):.1%} "
             f"| {median(1 - a / b for a, b, _ in pairs):.1%} | {worse[0]} / {worse[1]} "
-            f"| {median(own):.1%} | {split} |"
+            f"| {f'{median(own):.1%}' if own else '–'} | {split} |"
         )
     return "\n".join(lines)
 

@@ -68,7 +68,8 @@ def one_run(
 ) -> dict[str, Any]:
     """Incumbents over tokens, and the figures of first and last on data no search saw."""
     start, path = time.perf_counter(), []
-    with arena.problem(f"{name}-{payload}-{seed}", payload, seed) as (problem, _):
+    with arena.problem(f"{name}-{payload}-{seed}", payload, seed) as (problem, study):
+        resumed = bool(study.trials)  # what an earlier process did took no time in this one
         problem, clock = clocked(problem)
         for trial in make(name, problem)(problem, np.random.default_rng(seed)):
             path.append((problem.spent(), trial))
@@ -85,8 +86,8 @@ def one_run(
         "payload": payload,
         "seed": seed,
         "tokens": spent,
-        "seconds": round(seconds, 1),
-        "model_seconds": round(clock["model"], 1),
+        "seconds": None if resumed else round(seconds, 1),
+        "model_seconds": None if resumed else round(clock["model"], 1),
         "path": [
             {**step(spent, trial), "validate": arena.score(trial.allocation, "validate").loss}
             for spent, trial in milestones(path)
