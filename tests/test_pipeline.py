@@ -409,3 +409,19 @@ def test_the_python_api_takes_paths(tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(autocompress.AutocompressError, match="Nothing exists at"):
         autocompress.search(BUDGET, model=tiny_folder, calibration=text, out=tmp_path / "result")
     assert not (tmp_path / "result").exists()
+
+
+def test_tokens_limit_what_a_search_spends(tiny_folder: Path, tmp_path: Path) -> None:
+    facts = search(tiny_folder, tmp_path, "--tokens", 2000)
+    spent = sum(facts["tokens"][step] for step in ("sensitivities", "linearization", "search"))
+    reported = 3 * TOKENS["search"]  # uniform, ILP and winner, where they were not scored before
+    assert 1000 < spent <= 2000 + reported
+
+
+def test_an_unknown_effort_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "config.toml", tiny_folder)
+    asked = ("--config", config, "--out", tmp_path / "out", "--budget", BUDGET)
+    ran = command("search", *asked, "--effort", "fast")
+    assert ran.code == 2
+    assert "an effort must be one of quick, normal, thorough. Got 'fast'" in ran.err
+    assert not (tmp_path / "out").exists()
