@@ -67,7 +67,10 @@ def lower_bound(prices: Numbers, owner: Indices, rows: Sequence[Row]) -> Bound:
             break
         chosen = _first_zeros(excess, owner)
         planes.append(np.array([prices[chosen].sum(), *costs[:, chosen].sum(axis=1) - room]))
-        worth, highest = _top(np.array(planes), float(np.ptp(prices)) * len(starts))
+        top = _top(np.array(planes), float(np.ptp(prices)) * len(starts))
+        if top is None:
+            break
+        worth, highest = top
     return best
 
 
@@ -80,8 +83,8 @@ def _first_zeros(excess: Numbers, owner: Indices) -> Indices:
 def _top(
     planes: Numbers,  # (planes, 1 + limits): constant and slopes
     most: float,  # of each coordinate
-) -> tuple[Numbers, float]:  # (limits,), height
-    """Where the least of the planes is highest."""
+) -> tuple[Numbers, float] | None:  # (limits,), height
+    """Where the least of the planes is highest; None where numbers of many magnitudes forbid it."""
     from scipy.optimize import linprog
 
     limits = planes.shape[1] - 1
@@ -91,4 +94,4 @@ def _top(
         b_ub=planes[:, 0],
         bounds=[*[(0.0, most)] * limits, (None, None)],
     )
-    return result.x[:-1], float(result.x[-1])
+    return None if result.x is None else (result.x[:-1], float(result.x[-1]))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import SMOLLM2, random_table, spaces, toy_problem, toy_sensitivities, toy_space
 
-from autocompress import highs
+from autocompress import dual, highs
 from autocompress.beam import solve_beam
 from autocompress.core import Allocation, Budget, CostTable
 from autocompress.cost import parse_budget, size_tables
@@ -374,3 +374,13 @@ def test_time_runs_out(monkeypatch):
     with pytest.warns(UserWarning, match="HiGHS must solve or refuse"):
         found = solve_knapsack(space, limits, toy_sensitivities(space), seconds=0.0)
     assert found is not None and limits[0][0].total(found) <= limits[0][1]
+
+
+def test_a_bound_stands_where_the_planes_have_no_top(monkeypatch):
+    """As for one layer of 1 x 1 weights, whose limits are all used: HiGHS may find no optimum."""
+    prices, owner = np.array([3.0, 1.0, 2.0]), np.array([0, 0, 1])
+    rows = [(np.array([0.0, 1.0, 1.0]), 1.0)]
+    whole = lower_bound(prices, owner, rows)
+    monkeypatch.setattr(dual, "_top", lambda planes, most: None)
+    assert lower_bound(prices, owner, rows).least <= whole.least <= 5.0
+    assert solve_highs(prices, owner, rows, 1e-9, 60.0).tolist() == [0, 2]
