@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import Memory, spaces, toy_problem, toy_space
+from toys import FEWER, Memory, spaces, toy_problem, toy_space
 
 from autocompress.core import Allocation, Budget, Layer, SearchSpace
 from autocompress.cost import check_budgets, size_tables
@@ -269,7 +269,8 @@ def test_no_strategy_exceeds_bits_or_milliseconds(name, space, seed, share, cut)
         Budget("latency", table.total(fast) * (1 + share * 0.5), "1ms"),
     ]
     problem = toy_problem(searched, limits, costs, Memory(searched, costs, seed))
-    for trial in find_strategy(name)()(problem, np.random.default_rng(seed)):
+    strategy = find_strategy(name)(**FEWER.get(name, {}))
+    for trial in strategy(problem, np.random.default_rng(seed)):
         assert trial.allocation in searched
         assert bits.total(trial.allocation) <= limits[0].limit
         assert table.total(trial.allocation) <= limits[1].limit

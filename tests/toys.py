@@ -41,6 +41,12 @@ SMOLLM2 = {  # of a block; the model has 30
     "mlp.down_proj": (576, 1536),
 }
 WINDOW, TOKENS = 16, 256  # of the toy problems' search split
+FEWER = {  # candidates, in place of dozens or thousands
+    "bayesian": {"candidates": 14},
+    "evopress": {"generations": 3, "offspring": 20},
+    "spdy": {"candidates": 14},
+    "surrogate": {"generations": 3, "pool": 40},
+}
 
 
 def toy_space(

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from toys import ToyLoss, toy_problem, toy_space
+from toys import FEWER, ToyLoss, toy_problem, toy_space
 
 from autocompress.core import Budget, CostTable
 from autocompress.cost import parse_budget, size_tables
@@ -23,14 +23,6 @@ BUDGETS = {
     "bytes": [parse_budget("50kB", SPACE)],
     "tight": [Budget("bits", COSTS[0].total(SPACE.uniform(SPACE.levels[0][1])), "x")],
     "two": [BITS, Budget("latency", 5.0 + 2.6 * len(SPACE.layers), "36.2ms")],
-}
-
-
-FEWER = {  # candidates, in place of dozens or thousands
-    "bayesian": {"candidates": 14},
-    "evopress": {"generations": 3, "offspring": 20},
-    "spdy": {"candidates": 14},
-    "surrogate": {"generations": 3, "pool": 40},
 }
 
 
