@@ -61,6 +61,20 @@ def check_setting(name: str, value: float, least: float, most: float = float("in
         raise ConfigError(f"{name} must be {bound}. Got {value}.")
 
 
+def check_ends(**ends: int | None) -> None:
+    """Check the settings of which one at least must end a search; None is no end.
+
+    Raises:
+        ConfigError: one is below 0, or none is set.
+    """
+    for name, value in ends.items():
+        if value is not None:
+            check_setting(name, value, 0)
+    if all(value is None for value in ends.values()):
+        *most, last = ends
+        raise ConfigError(f"{', '.join(most)} or {last} must be set. Got none: no end.")
+
+
 def configured(config: StudyConfig, spending: Plan) -> Strategy:
     """The strategy a configuration names, with those of its settings that the strategy has.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from autocompress.core import Allocation, Problem, Strategy, Trial
 from autocompress.errors import ConfigError
-from autocompress.strategies import check_setting, find_strategy
+from autocompress.strategies import check_ends, check_setting, find_strategy
 from autocompress.strategies.mutation import LevelSwitch, Mutation
 
 if TYPE_CHECKING:
@@ -53,12 +53,7 @@ class Evolution:
     anew: bool = False
 
     def __post_init__(self) -> None:
-        ends = {name: getattr(self, name) for name in ("generations", "tokens", "patience")}
-        for name, value in ends.items():
-            if value is not None:
-                check_setting(name, value, 0)
-        if all(value is None for value in ends.values()):
-            raise ConfigError("generations, tokens or patience must be set. Got none: no end.")
+        check_ends(generations=self.generations, tokens=self.tokens, patience=self.patience)
         check_setting("offspring", self.offspring, 1)
         _check_stages(self.stages)
         if isinstance(self.start, str):

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from autocompress.core import GRADIENT, Problem, Strategy, Trial
-from autocompress.errors import ConfigError
 from autocompress.predictions import Sensitivities
-from autocompress.strategies import check_setting, find_strategy
+from autocompress.strategies import check_ends, check_setting, find_strategy
 from autocompress.strategies.grid import Grid
 from autocompress.strategies.learner import Learner
 from autocompress.strategies.metering import metered
@@ -70,12 +69,7 @@ class SurrogateSearch:
     prices: Sensitivities | None = None
 
     def __post_init__(self) -> None:
-        ends = {name: getattr(self, name) for name in ("generations", "tokens", "patience")}
-        for name, value in ends.items():
-            if value is not None:
-                check_setting(name, value, 0)
-        if all(value is None for value in ends.values()):
-            raise ConfigError("generations, tokens or patience must be set. Got none: no end.")
+        check_ends(generations=self.generations, tokens=self.tokens, patience=self.patience)
         counts = ("pool", "offspring", "screen", "survivors", "race_tokens", "sensitivity_tokens")
         for name in counts:
             check_setting(name, getattr(self, name), 1)
