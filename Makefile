@@ -35,8 +35,8 @@ test: $(VENV)/.dev
 	@$(BIN)/ruff format --check .
 	@echo "==> mypy"
 	@$(BIN)/mypy
-	@echo "==> pytest"
-	@$(BIN)/pytest
+	@echo "==> pytest, one worker per core"
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
