@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autocompress.errors import LevelError
-from autocompress.levels import Dense, Level, Quantize, Shape
+from autocompress.levels import Dense, GgufType, Level, Quantize, Shape
 from autocompress.packed import Packed, dequantize, pack, unpack
+from autocompress.packed.gguf import gguf_dense
 
 
 @dataclass
@@ -71,8 +72,10 @@ class Dequantize:
 
 
 def packed_rows(packed: Packed, indices: Tensor) -> Tensor:  # (indices, in), float32
-    """Rows of a packed weight, by number; of plain codes, only they are made dense."""
+    """Rows of a packed weight, by number; of codes and GGUF types only they are made dense."""
     level, (rows, width), tensors = packed.level, packed.shape, packed.tensors
+    if isinstance(level, GgufType):
+        return gguf_dense(level, {"blocks": tensors["blocks"][indices]})
     if not isinstance(level, Quantize) or width % 8:  # rows do not start at a byte
         return packed.dense()[indices]
     bits, groups = level.bits, level.groups(width)

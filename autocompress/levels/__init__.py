@@ -10,6 +10,7 @@ import difflib
 from typing import ClassVar, Protocol, Self
 
 from autocompress.errors import LevelError
+from autocompress.levels.gguf import BLOCKS, GgufType
 from autocompress.levels.joint import Joint
 from autocompress.levels.low_rank import LowRank
 from autocompress.levels.prune import Outliers, Prune
@@ -21,6 +22,7 @@ __all__ = [
     "LEVELS",
     "SCALE_BITS",
     "Dense",
+    "GgufType",
     "Joint",
     "Level",
     "LowRank",
@@ -32,7 +34,10 @@ __all__ = [
     "parse_level",
 ]
 
-KNOWN = ("dense", "w2g64", "w3g64", "w4g64", "w8g64", "s50", "2:4", "r25%", "2:4+w4g64", "r8+w3g64")
+KNOWN = (  # what misspelt keys may have meant
+    *("dense", "w2g64", "w3g64", "w4g64", "w8g64", "s50", "2:4", "r25%", "2:4+w4g64", "r8+w3g64"),
+    *BLOCKS,
+)
 
 
 class Level(Protocol):
@@ -52,7 +57,7 @@ class Level(Protocol):
         """
 
 
-LEVELS: tuple[type[Level], ...] = (Dense, Quantize, Prune, LowRank, Joint)
+LEVELS: tuple[type[Level], ...] = (Dense, Quantize, Prune, LowRank, Joint, GgufType)
 
 
 def parse_level(key: str) -> Level:

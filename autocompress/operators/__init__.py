@@ -139,7 +139,14 @@ def solve(
     solver: Solver,
 ) -> list[list[Solution]]:  # [module][level]
     """Every weight at every level; levels of one family are solved together."""
-    from autocompress.operators import dense, joint, low_rank, quantize, sparse  # noqa: F401  (they register themselves)
+    from autocompress.operators import (  # noqa: F401  (they register themselves)
+        dense,
+        gguf,
+        joint,
+        low_rank,
+        quantize,
+        sparse,
+    )
 
     rows: list[dict[Level, Solution]] = [{} for _ in weights]
     for family in dict.fromkeys(map(type, levels)):

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from autocompress.errors import DatabaseError
-from autocompress.levels import Dense, Joint, Level, LowRank, Prune, Quantize, Shape
+from autocompress.levels import Dense, GgufType, Joint, Level, LowRank, Prune, Quantize, Shape
 from autocompress.packed.bits import pack, unpack
+from autocompress.packed.gguf import gguf_dense, gguf_shapes
 from autocompress.packed.low_rank import low_rank_dense, low_rank_shapes
 from autocompress.packed.outliers import outlier_dense, outlier_shapes
 from autocompress.packed.quantized import dequantize, pack_quantized, quantized_shapes
@@ -52,6 +53,8 @@ def tensor_shapes(level: Level, shape: Shape) -> Sizes:
             return sparse_shapes(level, shape)
         case LowRank():
             return low_rank_shapes(level, shape)
+        case GgufType():
+            return gguf_shapes(level, shape)
         case Joint(low_rank=LowRank() as added, base=base):
             return low_rank_shapes(added, shape) | tensor_shapes(base, shape)
         case Joint(prune=Prune() as prune, quantize=Quantize() as codes):
@@ -76,6 +79,8 @@ def dense_weight(level: Level, shape: Shape, tensors: Tensors) -> Tensor:  # (ou
             return sparse_dense(level, shape, tensors)
         case LowRank():
             return low_rank_dense(level, shape, tensors)
+        case GgufType():
+            return gguf_dense(level, tensors)
         case Joint(low_rank=LowRank() as added, base=base):
             return dense_weight(base, shape, tensors) + low_rank_dense(added, shape, tensors)
         case Joint(prune=Prune()):

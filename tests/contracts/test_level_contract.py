@@ -20,8 +20,9 @@ OTHERS = (
     *("s50+w4g64", "2:4+w4g64", "4:8+w8sym", "s90+w2", "o1%+w3g64", "o0.05%+w4sym", "o10%+w2g32"),
     *("r8+w3g64", "r8+s50", "r25%+2:4", "r2w8+w3g64", "r8+2:4+w4g64", "r3w4+o1%+w3g64"),
 )
-EXAMPLES = [Dense(), *QUANTIZED, *map(parse_level, OTHERS)]
-SHAPES = [(1, 1), (3, 100), (64, 64), (48, 200)]
+GGUF = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ3_S")
+EXAMPLES = [Dense(), *QUANTIZED, *map(parse_level, (*OTHERS, *GGUF))]
+SHAPES = [(1, 1), (3, 100), (64, 64), (48, 200), (2, 256)]
 RISING = (  # keys of one family, from the smallest
     ("s99", "s90", "s62.5", "s50", "s10", "dense"),
     ("1:8", "1:4", "2:4", "6:8", "dense"),
@@ -31,6 +32,7 @@ RISING = (  # keys of one family, from the smallest
     ("2:4+w2g64", "2:4+w4g64", "6:8+w4g64", "6:8+w4g32"),
     ("w3g64", "o0.5%+w3g64", "o1%+w3g64", "o1%+w4g64", "r4+o1%+w4g64"),
     ("w3g64", "r2w4+w3g64", "r2+w3g64", "r6+w3g64", "r6+w4g64"),
+    ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "dense"),
 )
 
 
@@ -46,7 +48,7 @@ def test_key_round_trip_hash_and_equality(level):
     assert [other for other in EXAMPLES if other == level] == [level]
 
 
-@pytest.mark.parametrize("key", OTHERS)
+@pytest.mark.parametrize("key", [*OTHERS, *GGUF])
 def test_a_key_is_written_in_one_way(key):
     assert str(parse_level(key)) == key
     assert parse_level("+".join(reversed(key.split("+")))) == parse_level(key)
@@ -98,6 +100,7 @@ def test_storage_grows_with_bits_and_falls_with_the_group(shape):
     [
         *("", "w", "w7", "w1g64", "w3g", "w3g7", "w3g12", "w3g64asym", "dense2", "W3G64", "w03x"),
         *("s", "s50%", "s50.125", "2:", ":4", "24", "r", "r%", "r8g64", "r8dense", "o1%", "o1"),
+        *("Q4", "Q4_2", "q4_k", "Q4_K_M", "Q4_K+r8", "BF16"),
         *("+", "w3g64+", "+w3g64", "r8++w3g64", "dense+w3g64", "r8+dense", "r8+x"),
     ],
 )

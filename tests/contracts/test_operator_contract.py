@@ -21,6 +21,8 @@ FAMILIES = {
     "Joint, outliers": ("o1%+w2g64", "o1%+w3g64", "o1%+w4g64", "o1%+w6g64sym"),
     "Joint, low rank and codes": ("r20%+w2g64", "r40%+w2g64", "r80%w8+w3g64"),
     "Joint, low rank and sparse": ("r20%+s80", "r20%+s60", "r40%+s40"),
+    "GgufType": ("Q4_0", "Q5_0", "Q8_0"),
+    "GgufType, with a minimum": ("Q4_1", "Q5_1", "Q8_0"),
     "Joint, three parts": ("r20%+2:4+w3g64", "r20%+s50+w4g64", "r20%+o1%+w4g64"),
 }
 SOLVERS = {
