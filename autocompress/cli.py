@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from autocompress import profile_command, run_commands
+from autocompress import export_commands, profile_command, run_commands
 from autocompress.errors import AutocompressError
 
 if TYPE_CHECKING:
@@ -28,7 +28,11 @@ Model = Annotated[
     str | None,
     typer.Option(help="Folder, GGUF file or Hub id; default SmolLM2-135M-Instruct."),
 ]
-Space = Annotated[str, typer.Option(help="Built-in search space or a TOML file; see `spaces`.")]
+Space = Annotated[
+    str | None,
+    typer.Option(help="Built-in search space or TOML file; default quant-2-8 or the runtime's."),
+]
+Runtime = Annotated[str | None, typer.Option(help="What must load the result; see `runtimes`.")]
 Pin = Annotated[
     list[str] | None, typer.Option(help="'pattern=level', such as '*.layers.0.*=dense'; repeat.")
 ]
@@ -92,7 +96,8 @@ def search(
     budget: Budget = None,
     out: Annotated[Path, typer.Option(help="Folder of the packed model.")] = Path("compressed"),
     model: Model = None,
-    space: Space = "quant-2-8",
+    space: Space = None,
+    runtime: Runtime = None,
     pin: Pin = None,
     calibration: Text = None,
     strategy: Annotated[
@@ -122,8 +127,7 @@ def search(
     from autocompress.pipeline import run_search
     from autocompress.show import result_table
 
-    settings = _settings(context, config)
-    result = run_search(settings, _progress())
+    result = run_search(_settings(context, config), _progress())
     if as_json:
         _print_json(result.facts)
     else:
@@ -135,7 +139,8 @@ def build(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="The run folder is OUT.run.")] = Path("compressed"),
     model: Model = None,
-    space: Space = "quant-2-8",
+    space: Space = None,
+    runtime: Runtime = None,
     pin: Pin = None,
     calibration: Text = None,
     run: Run = None,
@@ -229,6 +234,8 @@ def spaces(as_json: Json = False) -> None:
 app.command()(profile_command.profile)
 app.command()(run_commands.generate)
 app.command()(run_commands.bench)
+app.command()(export_commands.export)
+app.command()(export_commands.runtimes)
 
 FIELDS = {
     "pin": "pins",

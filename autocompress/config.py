@@ -17,6 +17,7 @@ from autocompress.targets import MODES, Target
 
 DTYPES = ("auto", "bfloat16", "float32")
 METHODS = ("gptq", "rtn")
+DEFAULT_SPACE = "quant-2-8"
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class StudyConfig:
     """
 
     model: str | None = None  # folder, GGUF file or Hub id; None is the default model
-    space: str = "quant-2-8"  # name of a built-in search space, or path of a TOML file
+    space: str | None = None  # built-in search space or path of a TOML file; None: see `space_name`
+    runtime: str | None = None  # what must load the result: a name in `runtimes`; None is ours
     budgets: tuple[str, ...] = ()  # upper limits, '3.5bits'; empty only to build a database
     pins: tuple[str, ...] = ()  # 'pattern=level', win over those of the space
     calibration: str | None = None  # what `read_documents` reads; None is the built-in text
@@ -64,6 +66,11 @@ class StudyConfig:
         self.parsed_pins()
         self.parsed_target()
         self._check_folders()
+
+    @property
+    def space_name(self) -> str | None:
+        """`space`, or the default one; None is the runtime's own."""
+        return self.space or (DEFAULT_SPACE if self.runtime is None else None)
 
     @property
     def run_folder(self) -> Path:
@@ -125,7 +132,7 @@ class StudyConfig:
             )
 
     def _check_strings(self) -> None:
-        for name in ("model", "space", "calibration", "strategy", "storage", "target"):
+        for name in ("model", "space", "runtime", "calibration", "strategy", "storage", "target"):
             got = getattr(self, name)
             if got is not None and not got.strip():
                 raise ConfigError(f"{name} must not be blank. Name one, or leave it out.")

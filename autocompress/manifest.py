@@ -73,6 +73,7 @@ def _model_facts(session: Session) -> dict[str, Any]:
             "layers": len(space.layers),
             "weights": space.weights,
             "levels": list(map(str, space.all_levels())),
+            "runtime": session.config.runtime,
         },
         "calibration": session.windows.record(),
         "database": session.database.identity,

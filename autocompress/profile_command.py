@@ -101,7 +101,8 @@ def _price(config: StudyConfig, again: bool) -> tuple[Latency, int]:
 
     progress = terminal_progress()
     find_target(config.target)
-    chosen = load_space(config.space)
+    assert config.space_name is not None  # no runtime, so a space
+    chosen = load_space(config.space_name)
     progress.say(f"loading {config.model or 'the default model'}")
     loaded = load_model(config.model, compute_dtype(config.dtype))
     space = build_space(chosen, find_layers(loaded.model, chosen.scope), config.parsed_pins())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Any
 
 from autocompress.build import build_database
@@ -15,13 +16,16 @@ from autocompress.core import CostTable, SearchSpace
 from autocompress.cost import size_tables
 from autocompress.database import LevelDatabase, database_identity
 from autocompress.effort import Plan
-from autocompress.exporters.native import other_bytes
+from autocompress.exporters.native import other_bytes, outside_bytes
 from autocompress.files import fingerprint
 from autocompress.machine import compute_dtype
 from autocompress.models import LoadedModel, find_layers, load_model
 from autocompress.operators import Solver
+from autocompress.parts import module_parts
 from autocompress.progress import Progress
-from autocompress.spaces import build_space, load_space
+from autocompress.runtimes import Runtime, find_runtime
+from autocompress.runtimes.rules import legal_space, runtime_space
+from autocompress.spaces import SpaceConfig, build_space, load_space
 from autocompress.windows import Windows
 
 SPLIT_SEED = 0  # a search's seed never moves text between splits: seeds stay comparable
@@ -79,11 +83,14 @@ def open_session(config: StudyConfig, progress: Progress) -> Session:
     Raises:
         AutocompressError: any input is wrong.
     """
-    chosen = load_space(config.space)
+    runtime = None if config.runtime is None else find_runtime(config.runtime)
+    chosen = load_space(config.space_name) if config.space_name else None
     dtype = compute_dtype(config.dtype)
     progress.say(f"loading {config.model or 'the default model'}")
     loaded = load_model(config.model, dtype)
-    space = build_space(chosen, find_layers(loaded.model, chosen.scope), config.parsed_pins())
+    space, notes = find_space(config, chosen, runtime, loaded.model)
+    for note in notes:
+        progress.say(note)
     windows = calibration_windows(
         config.calibration,
         lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"],
@@ -92,13 +99,46 @@ def open_session(config: StudyConfig, progress: Progress) -> Session:
         SPLIT_SEED,
         loaded.tokenizer.eos_token_id,
     )
-    solver = Solver(method=config.method)
+    solver = Solver(method=config.method, scale_bits=runtime.scale_bits if runtime else 11)
     identity = database_identity(
         loaded.fingerprint, windows.calibrate, config.prefix_level(), solver, str(dtype)
     )
     database = LevelDatabase.open(config.run_folder / "database", identity)
-    costs = size_tables(space, other_bytes(loaded.model, space))
+    costs = file_costs(loaded.model, space, runtime)
     return Session(config, loaded, space, costs, windows, database, solver, progress)
+
+
+def find_space(
+    config: StudyConfig, chosen: SpaceConfig | None, runtime: Runtime | None, model: Any
+) -> tuple[SearchSpace, list[str]]:
+    """The model's search space, and what a runtime's rules left out of it.
+
+    Raises:
+        SpaceError: the space does not fit the model, or a layer has no level the runtime can load.
+    """
+    pins = config.parsed_pins()
+    if runtime is None:
+        assert chosen is not None
+        return build_space(chosen, find_layers(model, chosen.scope), pins), []
+    wanted = chosen or runtime_space(runtime)
+    return legal_space(runtime, wanted, find_layers(model, wanted.scope), module_parts(model), pins)
+
+
+def file_costs(
+    model: Any, space: SearchSpace, runtime: Runtime | None
+) -> tuple[CostTable, CostTable]:
+    """Bits in scope, and bytes of the weights file, which each runtime has its own form of."""
+    if runtime is None:
+        return size_tables(space, other_bytes(model, space))
+    bits, whole = size_tables(space, outside_bytes(model, space))
+    entries = tuple(
+        {
+            level: count + sum(map(runtime.extra_bytes, layer.modules, repeat(level), layer.shapes))
+            for level, count in entry.items()
+        }
+        for layer, entry in zip(space.layers, whole.entries, strict=True)
+    )
+    return bits, replace(whole, entries=entries)
 
 
 def complete_database(session: Session) -> None:

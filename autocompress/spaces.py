@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ KEYS = ("name", "levels", "scope", "tie", "pins", "override")
 
 Levels = tuple[Level, ...]
 Pin = tuple[str, Level]  # (pattern, level)
+Whole = Callable[[str], str | None]  # module -> the layer that it is part of
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,11 @@ def parse_pin(text: str) -> Pin:
 
 
 def build_space(
-    config: SpaceConfig, layers: Sequence[Layer], pins: Sequence[Pin] = ()
+    config: SpaceConfig,
+    layers: Sequence[Layer],
+    pins: Sequence[Pin] = (),
+    together: Whole | None = None,
+    shapes: bool = True,
 ) -> SearchSpace:
     """The search space of a model: ties, then overrides, then pins.
 
@@ -134,6 +140,8 @@ def build_space(
     Args:
         layers: one module each, in forward order.
         pins: more pins, which win over those of `config`.
+        together: module -> name of the one layer that it belongs to, or None; wins over ties.
+        shapes: whether to check that every layer's shape can have its levels.
 
     Raises:
         SpaceError: no layers, a pattern that matches nothing, tied modules that would get
@@ -144,31 +152,36 @@ def build_space(
             f"a search space must hold at least one layer. '{config.name}' with scope "
             f"{', '.join(config.scope)} holds none. Widen the scope."
         )
-    tied = _tie(layers, config.tie)
+    tied = _tie(layers, config.tie, together or (lambda name: None))
     pinned = tuple((pattern, (level,)) for pattern, level in (*pins, *config.pins))
     rules = (*pinned, *config.overrides)
     for pattern, _ in rules:
         _check_matches(pattern, tied)
     allowed = tuple(_allowed(layer, rules, config.levels) for layer in tied)
-    for layer, levels in zip(tied, allowed, strict=True):
-        _check_shapes(layer, levels)
+    if shapes:
+        _check_shapes(tied, allowed)
     return SearchSpace(config.name, tied, allowed)
 
 
-def _tie(layers: Sequence[Layer], tie: Sequence[Sequence[str]]) -> tuple[Layer, ...]:
+def _tie(
+    layers: Sequence[Layer], tie: Sequence[Sequence[str]], together: Whole
+) -> tuple[Layer, ...]:
     """Layers with the modules of one parent and one tie group fused, at the first one's place."""
     group_of = {suffix: group for group, suffixes in enumerate(tie) for suffix in suffixes}
-    fused: dict[tuple[str, int | str], list[Layer]] = {}
+    fused: dict[tuple[str, int | str | None], list[Layer]] = {}
     for layer in layers:
         parent, _, suffix = layer.name.rpartition(".")
-        fused.setdefault((parent, group_of.get(suffix, suffix)), []).append(layer)
-    return tuple(_fuse(members) for members in fused.values())
+        whole = together(layer.name)
+        key = (parent, group_of.get(suffix, suffix)) if whole is None else (whole, None)
+        fused.setdefault(key, []).append(layer)
+    return tuple(_fuse(members, key) for key, members in fused.items())
 
 
-def _fuse(members: Sequence[Layer]) -> Layer:
+def _fuse(members: Sequence[Layer], key: tuple[str, int | str | None]) -> Layer:
     first, *others = members
+    joined = "+".join([first.name, *(layer.name.rpartition(".")[2] for layer in others)])
     return Layer(
-        "+".join([first.name, *(layer.name.rpartition(".")[2] for layer in others)]),
+        key[0] if key[1] is None else joined,
         tuple(module for layer in members for module in layer.modules),
         tuple(shape for layer in members for shape in layer.shapes),
     )
@@ -189,8 +202,8 @@ def _allowed(layer: Layer, rules: Sequence[tuple[str, Levels]], default: Levels)
     return next(iter(per_module.values()))
 
 
-def _check_shapes(layer: Layer, levels: Levels) -> None:
-    for level in levels:
+def _check_shapes(layers: Sequence[Layer], allowed: Sequence[Levels]) -> None:
+    for layer, level in ((a, b) for a, row in zip(layers, allowed, strict=True) for b in row):
         try:
             layer.storage_bits(level)
         except LevelError as error:
@@ -217,12 +230,8 @@ def _keys(levels: Levels) -> str:
 
 
 def _leading_comment(text: str) -> str:
-    lines = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.lstrip("#").strip())
-    return " ".join(" ".join(lines).split())
+    lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(" ".join(line.lstrip("#") for line in lines).split())
 
 
 def _read_name(table: Mapping[str, Any]) -> str:

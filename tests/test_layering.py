@@ -30,6 +30,7 @@ TIERS = (
             "dual",
             "pareto",
             "spaces",
+            "runtimes",
             "documents",
             "windows",
             "calibration",
@@ -45,7 +46,7 @@ TIERS = (
             "latency",
         ),
     ),
-    ("models", "experts", "tracing", "operators", "machine", "backends"),
+    ("models", "parts", "experts", "tracing", "operators", "machine", "backends"),
     (
         "database",
         "build",
@@ -65,10 +66,11 @@ TIERS = (
     ("profiler", "latency_cases", "latency_timing", "latency_model"),
     ("exporters", "report"),
     ("output", "result", "evaluator", "session", "scoring", "manifest", "benchmark"),
+    ("verification", "card"),
     ("estimates", "finalists", "latency_local", "latency_setup"),
     ("latency_search",),
-    ("pipeline",),
-    ("show", "run_commands", "profile_command"),
+    ("pipeline", "exporting"),
+    ("show", "run_commands", "profile_command", "export_commands"),
     ("cli", "__main__", "__init__"),  # `__init__` is the facade: it names the public API
 )
 SEES_TORCH = {
@@ -79,7 +81,7 @@ SEES_TORCH = {
     *("latency_timing", "profile_command"),
     *("manifest", "sampling", "text", "generation", "benchmark", "run_commands"),
     *("runtime_facts", "lean", "backends", "prefix", "gradients", "linearization", "estimates"),
-    "finalists",
+    *("finalists", "parts", "verification", "exporting", "export_commands", "card"),
 }
 TORCH_FREE = {place for places in TIERS for place in places} - SEES_TORCH
 FILE_LINES = 300

@@ -1,4 +1,4 @@
-"""The native export: packed weights in safetensors, read back by `load` or by transformers."""
+"""The native form: packed weights in safetensors, read back by `load` or by transformers."""
 
 from __future__ import annotations
 
@@ -55,18 +55,23 @@ def other_bytes(model: Any, space: SearchSpace) -> int:
     The header is counted at its largest, so a file never exceeds what the cost table says; the
     difference is a few hundred bytes.
     """
+    widest = sum(
+        max(_header_bytes(name, level, shape) for level in (Quantize(8, 8), *allowed))
+        for layer, allowed in zip(space.layers, space.levels, strict=True)
+        for name, shape in zip(layer.modules, layer.shapes, strict=True)
+    )
+    return outside_bytes(model, space) + widest
+
+
+def outside_bytes(model: Any, space: SearchSpace) -> int:
+    """Bytes of a weights file without any of the layers', at most; its header included."""
     modules = [name for layer in space.layers for name in layer.modules]
     outside = outside_tensors(model, modules)
     data = sum(
         t.numel() * (2 if t.is_floating_point() else t.element_size()) for t in outside.values()
     )
     header: dict[str, Any] = {name: _entry("BF16", list(t.shape)) for name, t in outside.items()}
-    widest = sum(
-        max(_header_bytes(name, level, shape) for level in (Quantize(8, 8), *allowed))
-        for layer, allowed in zip(space.layers, space.levels, strict=True)
-        for name, shape in zip(layer.modules, layer.shapes, strict=True)
-    )
-    return data + len(json.dumps(header)) + widest + 8 + 8 + 64
+    return data + len(json.dumps(header)) + 8 + 8 + 64
 
 
 def _header_bytes(module: str, level: Level, shape: Shape) -> int:

@@ -13,12 +13,19 @@ from autocompress.errors import ConfigError
 from autocompress.levels import Level
 from autocompress.packed import Packed
 
-CHOICES = {
+CHOICES: dict[str, tuple[object, ...]] = {
     "method": ("gptq", "rtn"),
     "pruning": ("sparsegpt", "wanda", "magnitude"),
     "low_rank": ("whitened", "svd"),
+    "scale_bits": (8, 11),
 }
-LATER = ("pruning", "refit", "low_rank", "alternations")  # unknown to the first databases
+LATER = (
+    "pruning",
+    "refit",
+    "low_rank",
+    "alternations",
+    "scale_bits",
+)  # unknown to the first databases
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,8 @@ class Solver:
             for the weight itself.
         alternations: times that a low-rank part and the parts beside it are solved again, each
             for what the other left (LQ-LoRA); 0 is one after the other.
+        scale_bits: significant bits of scales: 11 are any fp16, 8 are exact in bf16 too, so that
+            runtimes which keep scales in bf16 compute with the very same weights.
 
     Raises:
         ConfigError: an unknown name, or a negative number.
@@ -52,12 +61,13 @@ class Solver:
     refit: int = 8
     low_rank: str = "whitened"
     alternations: int = 2
+    scale_bits: int = 11
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(
-                    f"'{name}' of a solver must be one of {', '.join(known)}. "
+                    f"'{name}' of a solver must be one of {', '.join(map(str, known))}. "
                     f"Got {getattr(self, name)!r}."
                 )
         if self.refit < 0 or self.alternations < 0:

@@ -29,7 +29,7 @@ def outlier_plans(
         error, here by the diagonal, as scales are searched.
     """
     plans = [
-        choose_outliers(Plan(level, weight.float()), measure.hessian, solver.search_scales)
+        choose_outliers(Plan(level, weight.float()), measure.hessian, solver)
         for level in levels
         for weight in weights
     ]
@@ -45,7 +45,7 @@ def outlier_plans(
     return found
 
 
-def choose_outliers(plan: Plan, hessian: Tensor | None, search: bool) -> Plan:
+def choose_outliers(plan: Plan, hessian: Tensor | None, solver: Solver) -> Plan:
     """The plan with the weights whose rounding costs most as outliers, and the others' scales.
 
     What a group's range makes room for costs nothing, so the first scales are made without the
@@ -57,8 +57,10 @@ def choose_outliers(plan: Plan, hessian: Tensor | None, search: bool) -> Plan:
     importance = torch.ones(weight.shape[1]) if hessian is None else hessian.diagonal().clone()
     count = plan.level.outliers.count((weight.shape[0], weight.shape[1]))
 
+    settings = solver.search_scales, solver.scale_bits
+
     def scales(among: Tensor) -> Grid:
-        return group_scales(among, importance, quantize, search)
+        return group_scales(among, importance, quantize, *settings)
 
     exact = _largest(_standing_out(weight, quantize), CANDIDATES * count)
     for _ in range(PASSES):

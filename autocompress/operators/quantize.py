@@ -41,7 +41,8 @@ def quantize(
     weight = torch.cat(list(weights)).float()
     hessian = statistics.known
     importance = torch.ones(weight.shape[1]) if hessian is None else hessian.diagonal().clone()
-    grids = [group_scales(weight, importance, level, solver.search_scales) for level in wanted]
+    settings = solver.search_scales, solver.scale_bits
+    grids = [group_scales(weight, importance, level, *settings) for level in wanted]
     if hessian is None or solver.method == "rtn":
         codes = [_round(weight, level, *grid) for level, grid in zip(wanted, grids, strict=True)]
         errors = [

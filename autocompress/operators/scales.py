@@ -12,7 +12,7 @@ from autocompress.levels import Quantize
 SHRINK = tuple(1.0 - 0.025 * step for step in range(23))
 CHUNK = 1 << 16  # elements per chunk: the working set stays in the L2 cache
 SMALLEST = 2.0**-24  # the smallest positive fp16
-LARGEST = 65504.0  # the largest fp16: wider groups are clipped, never stored as infinity
+LARGEST = {11: 65504.0, 8: 65280.0}  # by significant bits: wider groups are clipped, not infinite
 
 
 def group_scales(
@@ -20,6 +20,7 @@ def group_scales(
     importance: Tensor,  # (in,), float32, the Hessian's diagonal
     level: Quantize,
     search: bool,
+    bits: int = 11,  # significant bits of scales: 8 are exact in bf16, too
 ) -> tuple[Tensor, Tensor]:  # scales, zeros: (rows, groups), float32 holding fp16 and integers
     """Scale and zero of every group, exactly as they will be stored."""
     rows, width = weight.shape
@@ -34,11 +35,11 @@ def group_scales(
     step = max(1, CHUNK // (groups * size))
     for start in range(0, rows, step):
         part = slice(start, start + step)
-        scales[part], zeros[part] = _search(tiles[part], weights, level, search)
+        scales[part], zeros[part] = _search(tiles[part], weights, level, search, bits)
     return scales, zeros
 
 
-def _grid(low: Tensor, high: Tensor, level: Quantize) -> tuple[Tensor, Tensor]:
+def _grid(low: Tensor, high: Tensor, level: Quantize, bits: int) -> tuple[Tensor, Tensor]:
     """Stored scale and zero of the range [low, high], both ends included."""
     top = (1 << level.bits) - 1
     if level.symmetric:
@@ -50,7 +51,9 @@ def _grid(low: Tensor, high: Tensor, level: Quantize) -> tuple[Tensor, Tensor]:
     else:
         scale = (high - low) / top
         zero = torch.zeros_like(scale)
-    scale = scale.clamp(SMALLEST, LARGEST).half().float()
+    scale = scale.clamp(SMALLEST, LARGEST[bits]).half().float()
+    if bits == 8:  # of an fp16's: what bf16 rounds it to is an fp16 again
+        scale = scale.bfloat16().float()
     if not level.symmetric:
         zero = (-low / scale).round_().clamp_(0, top)
     return scale, zero
@@ -61,16 +64,17 @@ def _search(
     importance: Tensor,  # (groups, size)
     level: Quantize,
     search: bool,
+    bits: int,
 ) -> tuple[Tensor, Tensor]:  # (rows, groups) each
     low = tile.amin(2).clamp_max(0)
     high = tile.amax(2).clamp_min(0)
-    best_scale, best_zero = _grid(low, high, level)
+    best_scale, best_zero = _grid(low, high, level, bits)
     if not search:
         return best_scale, best_zero
     top = (1 << level.bits) - 1
     best = torch.full_like(low, torch.inf)
     for factor in SHRINK:
-        scale, zero = _grid(low * factor, high * factor, level)
+        scale, zero = _grid(low * factor, high * factor, level, bits)
         shift = zero.unsqueeze(2)
         code = torch.addcmul(shift, tile, (1 / scale).unsqueeze(2)).round_().clamp_(0, top)
         gap = code.sub_(shift).mul_(scale.unsqueeze(2)).sub_(tile)

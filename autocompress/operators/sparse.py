@@ -116,7 +116,8 @@ def _with_scales(plan: Plan, hessian: Tensor | None, solver: Solver) -> Plan:
     assert plan.quantize is not None
     width = plan.weight.shape[1]
     importance = torch.ones(width) if hessian is None else hessian.diagonal().clone()
-    grid = group_scales(plan.weight, importance, plan.quantize, solver.search_scales)
+    settings = solver.search_scales, solver.scale_bits
+    grid = group_scales(plan.weight, importance, plan.quantize, *settings)
     return replace(plan, grid=grid)
 
 

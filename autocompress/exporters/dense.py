@@ -1,0 +1,61 @@
+"""Decoded weights in bf16: any tool loads it, nothing is smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from autocompress.errors import OutputError
+from autocompress.exporters.native import STORAGE
+from autocompress.exporters.shards import Piece, write_weights
+from autocompress.exporters.source import Source
+from autocompress.exporters.writing import write_companions
+from autocompress.runtimes import Runtime
+
+
+@dataclass(frozen=True)
+class DenseExporter:
+    """Writes a plain Hugging Face folder."""
+
+    reader: str = "transformers"
+
+    def write(self, source: Source, runtime: Runtime | None, out: Path) -> dict[str, Any]:
+        if runtime is not None:
+            raise OutputError(
+                f"a dense export must name no runtime, as any loads it. Got {runtime.name}. "
+                "Leave --runtime out."
+            )
+        files = write_weights(out, list(_pieces(source)))
+        config = source.config | {"dtype": str(STORAGE).removeprefix("torch.")}
+        write_companions(source, config, out)
+        return {
+            "files": files,
+            "bytes": int(source.manifest["dense_bytes"]) + 400 * len(source.model.state_dict()),
+            "stored": config["dtype"],
+        }
+
+
+EXPORTER = DenseExporter()
+
+
+def _pieces(source: Source) -> Iterable[Piece]:
+    for name in source.levels:
+        rows, width = source.shape(name)
+        yield Piece(2 * rows * width, partial(_decoded, source, name))
+    for name in source.plain():
+        yield Piece(source.tensor(name).nbytes, partial(_plain, source, name))
+
+
+def _decoded(source: Source, name: str) -> dict[str, Tensor]:
+    weight = source.weight(name).to(STORAGE)
+    weight = weight.T if source.parts.get(name) == "conv1d" else weight
+    return {f"{source.their(name)}.weight": weight}
+
+
+def _plain(source: Source, name: str) -> dict[str, Tensor]:
+    return {source.their(name): source.tensor(name)}

@@ -1,0 +1,180 @@
+"""`export`: a result in another format, read back and compared before it counts."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from autocompress.card import write_card
+from autocompress.errors import OutputError
+from autocompress.exporters import find_exporter
+from autocompress.exporters.native import MANIFEST
+from autocompress.exporters.source import MARK, Source
+from autocompress.files import sha256, write_json
+from autocompress.progress import Progress, Silent
+from autocompress.runtimes import Runtime, find_runtime
+from autocompress.verification import verify
+
+PACKAGES = ("autocompress", "torch", "transformers", "compressed-tensors", "peft", "gguf")
+KEPT = (  # of the source's manifest
+    *("model", "space", "allocation", "effective_bits", "dense_bytes", "results"),
+    *("calibration", "seed", "budgets"),
+)
+
+
+def export(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    format: str | None = None,
+    runtime: str | None = None,
+    check: bool = True,
+    windows: int = 2,
+    model: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write a result in another format, read it back and compare.
+
+    Args:
+        folder: result of `autocompress search` or `build --plan`.
+        out: new folder.
+        format: name in `exporters`; None is the runtime's.
+        runtime: what must load it, a name in `runtimes`; None is the one that was searched for.
+        check: whether to read it back in a fresh process.
+        windows: of text that are computed for that.
+        model: the dense model; None is the recorded one.
+        overwrite: replace a former export there.
+        progress: told what happens.
+
+    Returns:
+        The content of the export's `autocompress.json`.
+
+    Raises:
+        OutputError: it exists, the disk refused, or what was read back differs: the files are then
+            kept and marked as failed.
+        AutocompressError: no result, or levels that the format or the runtime cannot take.
+    """
+    folder, out, shown = Path(folder), Path(out), progress or Silent()
+    source = Source.open(folder)
+    chosen, name = _target(source, format, runtime)
+    exporter = find_exporter(name)
+    check_new(out, overwrite)
+    exporter_facts = _write(exporter, source, chosen, out, shown)
+    facts = _facts(source, name, exporter_facts, out)
+    facts["verification"] = None
+    write_json(out / MANIFEST, facts)
+    if check and exporter.reader is not None:
+        shown.say(f"reading it back with {exporter.reader}")
+        facts["verification"] = _verified(
+            source, out, exporter_facts, exporter.reader, windows, model
+        )
+    write_card(facts, out)
+    write_json(out / MANIFEST, facts)
+    if facts["verification"] and not facts["verification"]["passed"]:
+        raise OutputError(
+            f"'{out}' must be what was searched. Got, read back: "
+            f"{'; '.join(facts['verification']['problems'])}. Its files are kept; "
+            f"{MANIFEST} marks them as failed. Do not publish it."
+        )
+    return facts
+
+
+def _target(source: Source, format: str | None, runtime: str | None) -> tuple[Runtime | None, str]:
+    """Runtime and format, each from the other where one is missing.
+
+    Raises:
+        AutocompressError: unknown, neither is known, or they do not belong together.
+    """
+    if format is None and runtime is None:
+        runtime = source.manifest["space"].get("runtime")
+    chosen = None if runtime is None else find_runtime(runtime)
+    if format is None and chosen is None:
+        raise OutputError(
+            "an export must name a format or a runtime. Got neither, and the search was for none. "
+            "Add --format or --runtime; `autocompress runtimes` lists them."
+        )
+    if chosen is not None and format not in (None, chosen.format, "peft"):
+        raise OutputError(
+            f"runtime {chosen.name} must be written as {chosen.format}. Got --format {format}."
+        )
+    return chosen, format or (chosen.format if chosen else "")
+
+
+def check_new(out: Path, overwrite: bool) -> None:
+    """Check that an export may be written to `out`; touches nothing.
+
+    Raises:
+        OutputError: something is there.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise OutputError(f"--out must be a folder. Got the file '{out}'. Choose another.")
+    names = {entry.name for entry in out.iterdir()}
+    if not names or (overwrite and MARK in names):
+        return
+    if MARK in names and MANIFEST not in names:
+        raise OutputError(
+            f"--out must be new or empty. Got '{out}', a half-written export of a run that was "
+            "stopped. Add --overwrite to write it again."
+        )
+    hint = "Add --overwrite to replace it, or choose" if MARK in names else "Choose"
+    raise OutputError(
+        f"--out must be new or empty. Got '{out}', which holds {sorted(names)[0]}. {hint} another."
+    )
+
+
+def _write(
+    exporter: Any, source: Source, runtime: Runtime | None, out: Path, shown: Progress
+) -> dict[str, Any]:
+    """The exporter's files in a marked folder; a refusal leaves none that was not there."""
+    fresh = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MARK).touch()
+        for path in out.iterdir():  # of a former export: it no longer looks whole
+            if path.is_file() and path.name != MARK:
+                path.unlink()
+    except OSError as error:
+        raise OutputError(f"'{out}' must be writable. Got: {error}. Choose another.") from error
+    shown.say(f"writing {out}")
+    try:
+        facts: dict[str, Any] = exporter.write(source, runtime, out)
+    except Exception:
+        if {path.name for path in out.iterdir()} == {MARK}:
+            (out / MARK).unlink()
+            if fresh:
+                out.rmdir()
+        raise
+    return facts
+
+
+def _facts(source: Source, name: str, written: dict[str, Any], out: Path) -> dict[str, Any]:
+    files = written["files"]
+    return {
+        "format": 1,
+        **{key: source.manifest[key] for key in KEPT if key in source.manifest},
+        "export": {"format": name, "from": str(source.folder.resolve()), **written},
+        "file_bytes": sum((out / file).stat().st_size for file in files),
+        "sha256": {file: sha256(out / file) for file in files},
+        "versions": {package: _version(package) for package in PACKAGES if _version(package)},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _verified(
+    source: Source, out: Path, facts: dict[str, Any], reader: str, windows: int, model: str | None
+) -> dict[str, Any]:
+    """What reading back found; a reader that fails is a finding, too."""
+    try:
+        return verify(source, out, facts, reader, windows, model)
+    except OutputError as error:
+        return {"passed": False, "problems": [str(error)], "reader": reader}
