@@ -23,14 +23,12 @@ BYTES = {
     "MiB": 2**20,
     "GiB": 2**30,
 }
+PARAMETERS, SHARE = "parameters", "%"  # name of the cost and the unit that limits it
 LATENCY = "latency"  # name of the cost that these units limit, in ms per token
 TIMES = ("ms", "tokens/s", "x")  # per token; tokens per second; how often faster than dense
 INVERSE = ("tokens/s", "x")  # more of them is less time
-UNITS = ("bits", *BYTES, *TIMES)
-LATER = {  # unit -> what it will limit
-    "KL": "loss",
-    "%": "size relative to dense",
-}
+UNITS = ("bits", *BYTES, SHARE, *TIMES)
+LATER = {"KL": "loss"}  # unit -> what it will limit
 
 # The exponent has two digits because 1e999999999 would be computed exactly, for hours.
 _BUDGET = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?)\s*(\S*)")
@@ -58,13 +56,15 @@ def parse_budget(text: str, space: SearchSpace, dense_ms: float | None = None) -
     """The budget that `text` writes: `3.5bits` per weight in scope, `90MB` of model file, `12ms`.
 
     Args:
-        text: a positive number and a unit: bits; B, kB, MB, GB, KiB, MiB, GiB; ms per token,
-            tokens/s, or x, the speed-up over the dense model in 16 bits at the same target.
-        space: its number of weights turns effective bits into bits.
+        text: a positive number and a unit: bits; B, kB, MB, GB, KiB, MiB, GiB; % of the parameters
+            in scope that products still multiply with, and so of these layers' FLOPs; ms per
+            token, tokens/s, or x, the speed-up over the dense model in 16 bits at the same target.
+        space: its number of weights turns effective bits into bits, % into parameters.
         dense_ms: latency of the dense model, ms per token; needed for 'x'.
 
     Returns:
-        The limit in whole bits or whole bytes, rounded down, computed exactly; or in ms.
+        The limit in whole bits or bytes, rounded down, in whole parameters of every matrix,
+        rounded up, computed exactly; or in ms.
 
     Raises:
         BudgetError: no number, not positive, a unit that is not one of these, or a speed-up
@@ -73,6 +73,10 @@ def parse_budget(text: str, space: SearchSpace, dense_ms: float | None = None) -
     number, unit = _read_budget(text)
     if unit in TIMES:
         return Budget(LATENCY, float(_milliseconds(number, unit, text, dense_ms)), text.strip())
+    if unit == SHARE:  # rounded up in every matrix, as levels do: 30% admits s70 everywhere
+        shapes = [shape for layer in space.layers for shape in layer.shapes]
+        kept = sum(math.ceil(number * rows * width / 100) for rows, width in shapes)
+        return Budget(PARAMETERS, kept, text.strip())
     cost = "bits" if unit == "bits" else "bytes"
     return Budget(cost, math.floor(number * _scale(unit, space)), text.strip())
 
@@ -84,6 +88,15 @@ def limits_time(text: str) -> bool:
         BudgetError: it is no budget.
     """
     return _read_budget(text)[1] in TIMES
+
+
+def limits_parameters(text: str) -> bool:
+    """Whether `text` is a budget of parameters.
+
+    Raises:
+        BudgetError: it is no budget.
+    """
+    return _read_budget(text)[1] == SHARE
 
 
 def _milliseconds(number: Fraction, unit: str, text: str, dense_ms: float | None) -> Fraction:
@@ -126,9 +139,11 @@ def _unreadable(text: str, why: str) -> BudgetError:
     )
 
 
-def _scale(unit: str, space: SearchSpace) -> int:
-    """Bits or bytes in one `unit`."""
-    return space.weights if unit == "bits" else BYTES[unit]
+def _scale(unit: str, space: SearchSpace) -> Fraction:
+    """Bits, bytes or parameters in one `unit`."""
+    if unit == SHARE:
+        return Fraction(space.weights, 100)
+    return Fraction(space.weights if unit == "bits" else BYTES[unit])
 
 
 def check_budgets(
@@ -170,7 +185,9 @@ def find_table(costs: Sequence[CostTable], name: str) -> CostTable:
 
 
 def _dense_total(space: SearchSpace, table: CostTable) -> float | None:
-    """Cost of the all-dense model, or None when the table is not a size."""
+    """Cost of the all-dense model, or None where it is not known."""
+    if table.unit == PARAMETERS:
+        return table.base + space.weights
     size = {"bits": 1, "bytes": 8}.get(table.unit)
     if size is None:
         return None

@@ -21,6 +21,7 @@ from autocompress.files import fingerprint
 from autocompress.machine import compute_dtype
 from autocompress.models import LoadedModel, find_layers, load_model
 from autocompress.operators import Solver
+from autocompress.parameters import parameter_costs
 from autocompress.parts import module_parts
 from autocompress.progress import Progress
 from autocompress.runtimes import Runtime, find_runtime
@@ -105,6 +106,7 @@ def open_session(config: StudyConfig, progress: Progress) -> Session:
     )
     database = LevelDatabase.open(config.run_folder / "database", identity)
     costs = file_costs(loaded.model, space, runtime)
+    costs = (*costs, *parameter_costs(space, config.budgets))
     return Session(config, loaded, space, costs, windows, database, solver, progress)
 
 

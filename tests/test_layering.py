@@ -24,6 +24,7 @@ TIERS = (
         *(
             "packed",
             "cost",
+            "parameters",
             "knapsack",
             "highs",
             "beam",
@@ -67,7 +68,7 @@ TIERS = (
     ("exporters", "report"),
     ("output", "result", "evaluator", "session", "scoring", "manifest", "benchmark"),
     ("verification", "card"),
-    ("estimates", "finalists", "latency_local", "latency_setup"),
+    ("estimates", "finalists", "latency_local", "latency_setup", "outlier_scores"),
     ("latency_search",),
     ("pipeline", "exporting"),
     ("show", "run_commands", "profile_command", "export_commands"),
@@ -82,6 +83,7 @@ SEES_TORCH = {
     *("manifest", "sampling", "text", "generation", "benchmark", "run_commands"),
     *("runtime_facts", "lean", "backends", "prefix", "gradients", "linearization", "estimates"),
     *("finalists", "parts", "verification", "exporting", "export_commands", "card"),
+    "outlier_scores",
 }
 TORCH_FREE = {place for places in TIERS for place in places} - SEES_TORCH
 FILE_LINES = 300

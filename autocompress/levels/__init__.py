@@ -56,6 +56,16 @@ class Level(Protocol):
             LevelError: no weight of this shape can be at this level.
         """
 
+    def parameters(self, shape: Shape) -> int:
+        """Numbers that products with a weight of `shape` multiply with, at most.
+
+        Codes are as many as weights; dropped weights do not count, both factors of a low rank do.
+        A token takes twice as many FLOPs.
+
+        Raises:
+            LevelError: no weight of this shape can be at this level.
+        """
+
 
 LEVELS: tuple[type[Level], ...] = (Dense, Quantize, Prune, LowRank, Joint, GgufType)
 

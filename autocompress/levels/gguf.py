@@ -72,3 +72,7 @@ class GgufType:
 
     def storage_bits(self, shape: Shape) -> int:
         return shape[0] * self.row_bytes(shape[1]) * 8
+
+    def parameters(self, shape: Shape) -> int:
+        self.row_bytes(shape[1])
+        return shape[0] * shape[1]

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 from autocompress.errors import LevelError
 from autocompress.levels.low_rank import LowRank
 from autocompress.levels.prune import Outliers, Prune
-from autocompress.levels.quantize import Quantize
+from autocompress.levels.quantize import Dense, Quantize
 from autocompress.levels.storage import Shape
 
 Part = LowRank | Outliers | Prune | Quantize
@@ -100,3 +100,7 @@ class Joint:
         assert self.prune is not None
         codes = self.quantize.code_bits(self.prune.kept(shape))
         return self.prune.mask_bits(shape) + codes + self.quantize.grid_bits(shape)
+
+    def parameters(self, shape: Shape) -> int:
+        added = 0 if self.low_rank is None else self.low_rank.parameters(shape)
+        return added + (self.prune or Dense()).parameters(shape)  # codes and outliers are one sum

@@ -84,3 +84,6 @@ class LowRank:
         if self.factors is not None:
             return self.factors.storage_bits(left) + self.factors.storage_bits(right)
         return DENSE_BITS * (left[0] * left[1] + right[0] * right[1])
+
+    def parameters(self, shape: Shape) -> int:
+        return self.rank_of(shape) * (shape[0] + shape[1])

@@ -99,6 +99,9 @@ class Prune:
     def storage_bits(self, shape: Shape) -> int:
         return self.mask_bits(shape) + self.kept(shape) * DENSE_BITS
 
+    def parameters(self, shape: Shape) -> int:
+        return self.kept(shape)
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Outliers:

@@ -27,6 +27,9 @@ class Dense:
     def storage_bits(self, shape: Shape) -> int:
         return DENSE_BITS * shape[0] * shape[1]
 
+    def parameters(self, shape: Shape) -> int:
+        return shape[0] * shape[1]
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Quantize:
@@ -83,3 +86,6 @@ class Quantize:
 
     def storage_bits(self, shape: Shape) -> int:
         return self.code_bits(shape[0] * shape[1]) + self.grid_bits(shape)
+
+    def parameters(self, shape: Shape) -> int:
+        return shape[0] * shape[1]

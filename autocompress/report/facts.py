@@ -223,9 +223,11 @@ def _joined(*parts: object) -> str:
 
 
 def _budget(budget: Facts) -> str:
-    limit, reached = budget.get("limit"), budget.get("reached")
-    timed = budget.get("cost") == "latency"
-    unit, digits = ("ms predicted", 2) if timed else (budget.get("cost", ""), 0)
+    limit, reached, cost = (budget.get(key) for key in ("limit", "reached", "cost"))
+    unit, digits = {
+        "latency": ("ms predicted", 2),
+        "parameters": ("parameters of the layers in scope, the same share of their FLOPs", 0),
+    }.get(str(cost), (cost or "", 0))
     return (
         f"{budget.get('text', DASH)}: {number(reached, digits)} of at most "
         f"{number(limit, digits)} {unit}".strip()

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 # name -> module and class, imported when asked for
 STRATEGIES = {
+    "arithmetic": ("autocompress.strategies.ratios", "Arithmetic"),
     "auto": ("autocompress.strategies.auto", "Auto"),
     "bayesian": ("autocompress.strategies.bayesian", "Bayesian"),
     "evolution": ("autocompress.strategies.evolution", "Evolution"),
     "evopress": ("autocompress.strategies.evopress", "EvoPress"),
     "ilp": ("autocompress.strategies.ilp", "ILP"),
     "random": ("autocompress.strategies.random_search", "RandomSearch"),
+    "random-ratios": ("autocompress.strategies.ratios", "RandomRatios"),
     "refinement": ("autocompress.strategies.refinement", "Refinement"),
     "spdy": ("autocompress.strategies.spdy", "SPDY"),
     "surrogate": ("autocompress.strategies.surrogate", "SurrogateSearch"),

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copyfile
+from typing import Any
 
 from autocompress.config import StudyConfig
 from autocompress.core import Allocation, Fidelity, Problem, Score
@@ -39,18 +40,18 @@ class Arena:
     work: Path
 
     @contextmanager
-    def problem(self, name: str, payload: float, seed: int) -> Iterator[tuple[Problem, Study]]:
+    def problem(self, name: str, budget: str, seed: int) -> Iterator[tuple[Problem, Study]]:
         """A metered problem with a study of its own in `WORK/runs/NAME`.
 
         Args:
-            payload: bits of codes per weight that the budget allows; scales and zeros on top.
+            budget: such as '3.3bits'.
             seed: of windows, labels and the strategy.
         """
         folder = self.work / "runs" / name
         config = replace(self.session.config, run=folder, seed=seed)
         session = replace(self.session, config=config)
         space, costs = session.space, session.costs
-        budgets = check_budgets(space, costs, [parse_budget(f"{effective(payload)}bits", space)])
+        budgets = check_budgets(space, costs, [parse_budget(budget, space)])
         facts = session.facts()
         with Study(folder, space, costs, facts, self.evaluator) as study:
 
@@ -95,9 +96,14 @@ def effective(payload: float) -> float:
     return payload + SCALES
 
 
-def open_arena(work: Path) -> Arena:
-    """The default model at groups of 64; builds the database the first time."""
-    config = StudyConfig(space=str(HERE / "space.toml"), run=work / "base.run", out=work / "out")
+def open_arena(work: Path, **settings: Any) -> Arena:
+    """The default model at groups of 64; builds the database the first time.
+
+    Args:
+        settings: fields of `StudyConfig` that differ.
+    """
+    usual = {"space": str(HERE / "space.toml"), "run": work / "base.run", "out": work / "out"}
+    config = StudyConfig(**{**usual, **settings})
     session = open_session(config, Lines())
     complete_database(session)
     evaluator = Evaluator(

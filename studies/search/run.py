@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arena import Arena, open_arena, read_allocation
+from arena import Arena, effective, open_arena, read_allocation
 
 from autocompress.core import Allocation, Problem, Score, Strategy, Trial
 from autocompress.effort import plan
@@ -68,7 +68,8 @@ def one_run(
 ) -> dict[str, Any]:
     """Incumbents over tokens, and the figures of first and last on data no search saw."""
     start, path = time.perf_counter(), []
-    with arena.problem(f"{name}-{payload}-{seed}", payload, seed) as (problem, study):
+    budget = f"{effective(payload)}bits"
+    with arena.problem(f"{name}-{payload}-{seed}", budget, seed) as (problem, study):
         resumed = bool(study.trials)  # what an earlier process did took no time in this one
         problem, clock = clocked(problem)
         for trial in make(name, problem)(problem, np.random.default_rng(seed)):
