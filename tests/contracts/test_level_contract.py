@@ -63,6 +63,8 @@ def test_storage_is_what_is_stored(level, shape):
     except LevelError as error:  # a rank above full, n:m that does not divide: everywhere the same
         assert "Got" in str(error)
         with pytest.raises(LevelError):
+            level.parameters(shape)
+        with pytest.raises(LevelError):
             tensor_shapes(level, shape)
         with pytest.raises(LevelError):
             solve([weight], Statistics(None, 0), [level], Solver())
@@ -71,6 +73,7 @@ def test_storage_is_what_is_stored(level, shape):
     packed = solution.packed
     assert packed.bits == bits
     assert bits % 8 == 0
+    assert level.parameters(shape) > 0
     stored = {name: (t.dtype, tuple(t.shape)) for name, t in packed.tensors.items()}
     assert stored == tensor_shapes(level, shape)
 
