@@ -105,8 +105,8 @@ def open_session(config: StudyConfig, progress: Progress) -> Session:
         loaded.fingerprint, windows.calibrate, config.prefix_level(), solver, str(dtype)
     )
     database = LevelDatabase.open(config.run_folder / "database", identity)
-    costs = file_costs(loaded.model, space, runtime)
-    costs = (*costs, *parameter_costs(space, config.budgets))
+    sizes = file_costs(loaded.model, space, runtime)
+    costs = (*sizes, *parameter_costs(space, config.budgets))
     return Session(config, loaded, space, costs, windows, database, solver, progress)
 
 

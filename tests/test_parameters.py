@@ -7,11 +7,11 @@ from runs import TOKENS, command, write_config
 from toys import toy_problem, toy_space
 
 from autocompress.core import Layer, SearchSpace
-from autocompress.cost import check_budgets, parse_budget
+from autocompress.cost import check_budgets, parse_budget, size_tables
 from autocompress.errors import BudgetError, ConfigError
 from autocompress.levels import parse_level
 from autocompress.outlier_scores import outlier_shares
-from autocompress.parameters import cost_tables, parameter_table
+from autocompress.parameters import parameter_costs, parameter_table
 from autocompress.strategies.ratios import (
     Arithmetic,
     OutlierWeighed,
@@ -25,9 +25,13 @@ KEYS = ("s20", "s30", "s40", "s50", "s60", "s70", "s80", "s90", "dense")
 UGLY = {"a": (33, 57), "b": (7, 190), "c": (64, 65)}
 
 
+def costs_of(space, *budgets):
+    return (*size_tables(space, 0), *parameter_costs(space, budgets))
+
+
 def problem_of(budget, blocks=8, keys=KEYS, **more):
     space = toy_space(blocks, keys, **more)
-    costs = cost_tables(space, 0, [budget])
+    costs = costs_of(space, budget)
     return toy_problem(space, [parse_budget(budget, space)], costs)
 
 
@@ -62,10 +66,10 @@ def test_a_share_admits_the_uniform_sparsity_whatever_the_shapes(sparsity):
 
 def test_parameters_are_a_cost_only_where_a_budget_limits_them():
     space = toy_space()
-    assert [table.name for table in cost_tables(space, 0, ["3bits", "7ms"])] == ["bits", "bytes"]
-    assert cost_tables(space, 0, ["3bits", "50%"])[2] == parameter_table(space)
+    assert parameter_costs(space, ["3bits", "7ms"]) == ()
+    assert parameter_costs(space, ["3bits", "50%"]) == (parameter_table(space),)
     with pytest.raises(BudgetError, match="positive number and one of the units"):
-        cost_tables(space, 0, ["50 percent"])
+        parameter_costs(space, ["50 percent"])
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,7 @@ def test_parameters_are_a_cost_only_where_a_budget_limits_them():
 def test_impossible_shares(keys, text, message):
     space = toy_space(1, keys)
     with pytest.raises(BudgetError, match=message):
-        check_budgets(space, cost_tables(space, 0, [text]), [parse_budget(text, space)])
+        check_budgets(space, costs_of(space, text), [parse_budget(text, space)])
 
 
 def test_a_search_keeps_a_share_of_the_parameters(tiny_folder, tmp_path):
@@ -138,7 +142,7 @@ def test_layers_without_a_block_stand_in_the_middle():
     layers = tuple(Layer(name, (name,), ((10, 100),)) for name in ("x.0.a", "head", "x.2.a"))
     levels = tuple(map(parse_level, ("s10", "s30", "s50", "s70", "s90")))
     space = SearchSpace("three", layers, (levels,) * 3)
-    problem = toy_problem(space, [parse_budget("50%", space)], cost_tables(space, 0, ["50%"]))
+    problem = toy_problem(space, [parse_budget("50%", space)], costs_of(space, "50%"))
     [trial] = Arithmetic(spread=0.4)(problem, np.random.default_rng(0))
     assert list(map(str, trial.allocation.levels)) == ["s10", "s50", "s90"]
 
