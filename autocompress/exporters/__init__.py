@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 HOMES: Mapping[str, str] = {  # format -> module
     "compressed-tensors": "autocompress.exporters.packed_integers",
+    "gguf": "autocompress.exporters.gguf",
     "dense": "autocompress.exporters.dense",
     "native": "autocompress.exporters.copy",
 }

