@@ -71,8 +71,7 @@ def known_architectures() -> list[str]:
     """
     text = (converter_folder() / "conversion" / "__init__.py").read_text()
     for node in ast.walk(ast.parse(text)):
-        named = isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == TABLE
-        if named and isinstance(node.value, ast.Dict):
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == TABLE and node.value:
             return sorted(ast.literal_eval(node.value))
     raise ConfigError(f"llama.cpp's converter must have a table {TABLE}. Got none; use {PACKAGE}.")
 
