@@ -1,0 +1,78 @@
+"""llama.cpp's mixes of tensor types for the Llama family with an importance matrix.
+
+As `llama_tensor_get_type_impl` of llama.cpp's src/llama-quant.cpp chooses them, for models that are
+no mixture of experts and whose head is tied to the embedding.
+"""
+
+BASE = {  # mix -> type of what no rule names
+    "Q2_K": "Q2_K",
+    "Q3_K_S": "Q3_K",
+    "Q3_K_M": "Q3_K",
+    "Q4_K_S": "Q4_K",
+    "Q4_K_M": "Q4_K",
+    "IQ3_XXS": "IQ3_XXS",
+    "IQ3_S": "IQ3_S",
+    "IQ4_XS": "IQ4_XS",
+}
+NAMES = {  # last part of a module's name -> kind
+    "embed_tokens": "embedding",
+    "q_proj": "q",
+    "k_proj": "k",
+    "v_proj": "v",
+    "o_proj": "output",
+    "gate_proj": "gate",
+    "up_proj": "up",
+    "down_proj": "down",
+}
+
+
+def more_bits(block: int, blocks: int) -> bool:
+    """Which blocks mixes ending in M favour."""
+    return block < blocks // 8 or block >= 7 * blocks // 8 or (block - blocks // 8) % 3 == 2
+
+
+def mix_type(mix: str, module: str, blocks: int, queries: int) -> str:
+    """The type that a mix gives a module's weight.
+
+    Args:
+        module: its dotted name in transformers.
+        blocks: of the model.
+        queries: heads that share one key and value head.
+    """
+    kind = NAMES[module.rpartition(".")[2]]
+    base = BASE[mix]
+    if kind == "embedding":
+        return "Q5_K" if mix == "IQ3_XXS" else "Q6_K"
+    block = int(module.split(".layers.")[1].split(".")[0])
+    if kind == "v":
+        return _value(mix, base, block, blocks, queries)
+    if kind == "down":
+        return _down(mix, base, block, blocks)
+    if kind == "output":
+        return {"Q2_K": "Q3_K", "IQ3_XXS": "IQ3_S", "Q3_K_M": "Q4_K"}.get(mix, base)
+    return "IQ2_S" if mix == "IQ3_XXS" and kind in ("q", "k") else base
+
+
+def _value(mix: str, base: str, block: int, blocks: int, queries: int) -> str:
+    many = queries >= 4
+    if mix == "Q2_K":
+        return "Q4_K" if many else "Q3_K"
+    if mix == "Q3_K_M":
+        return "Q5_K" if block < 2 else "Q4_K"
+    if mix == "Q4_K_M" and more_bits(block, blocks):
+        return "Q6_K"
+    if mix == "Q4_K_S" and block < 4:
+        return "Q5_K"
+    if many and mix in ("IQ3_XXS", "IQ3_S"):
+        return "Q4_K"
+    return "Q5_K" if many and mix == "IQ4_XS" else base
+
+
+def _down(mix: str, base: str, block: int, blocks: int) -> str:
+    if mix == "Q2_K":
+        return "Q3_K"
+    if mix == "Q3_K_M":
+        return "Q5_K" if block < blocks // 16 else "Q4_K"
+    if mix == "Q4_K_M" and more_bits(block, blocks):
+        return "Q6_K"
+    return "Q5_K" if mix == "Q4_K_S" and block < blocks // 8 else base

@@ -1,0 +1,197 @@
+"""GGUF types on a model: codes by GPTQ against the encoder's, searched mixes against llama.cpp's.
+
+    python studies/gguf/run.py grid  MODEL OUT [--text T] [--only PATTERN]
+    python studies/gguf/run.py mixes MODEL OUT [--text T] [--spend N]
+
+MODEL is what --model takes, or "default". Every figure is appended to OUT/results.jsonl.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from mixes import BASE, mix_type
+
+from autocompress.config import StudyConfig
+from autocompress.core import Allocation
+from autocompress.documents import SplitTokens
+from autocompress.levels import parse_level
+from autocompress.pipeline import run_search
+from autocompress.progress import terminal_progress
+from autocompress.quality import Teacher, score, teacher
+from autocompress.session import Session, complete_database, open_session
+from autocompress.stitch import StitchedModel
+
+SEARCHED = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+OTHERS = ("IQ2_S", "IQ3_XXS", "IQ3_S")  # that only some mixes use
+GRID = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "IQ4_XS", "Q4_0", "Q5_0")
+WAYS = {  # name -> settings of the level database
+    "encoder": {"method": "rtn", "prefix": "dense"},  # as llama-imatrix and llama-quantize
+    "gptq": {"method": "gptq", "prefix": "Q3_K"},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all sessions share."""
+
+    model: str | None
+    out: Path
+    text: str | None
+    window: int
+    tokens: SplitTokens
+
+    def config(self, name: str, space: Path, **settings: object) -> StudyConfig:
+        """Settings of a session whose database lies in OUT/NAME.run."""
+        return StudyConfig(
+            model=self.model,
+            space=str(space),
+            runtime="gguf",
+            calibration=self.text,
+            window=self.window,
+            tokens=self.tokens,
+            out=self.out / name,
+            dtype="float32",
+            **settings,
+        )
+
+    def record(self, **row: object) -> None:
+        """Append a figure and show it."""
+        with (self.out / "results.jsonl").open("a") as file:
+            print(json.dumps(row), file=file)
+        print(json.dumps(row), flush=True)
+
+
+def write_space(path: Path, levels: tuple[str, ...], only: str | None = None) -> Path:
+    """A search space with these levels; with `only`, all other layers stay dense."""
+    lines = [f'name = "{path.stem}"', f"levels = {json.dumps(levels)}"]
+    if only is None:
+        lines += ['scope = ["blocks", "embedding", "head"]']
+    else:
+        lines[1] = 'levels = ["dense"]'
+        lines += ["[[override]]", f'layers = "{only}"', f"levels = {json.dumps(levels)}"]
+    path.write_text("\n".join([*lines, ""]))
+    return path
+
+
+def built(config: StudyConfig) -> Session:
+    """A session with a complete level database."""
+    session = open_session(config, terminal_progress())
+    complete_database(session)
+    return session
+
+
+def reference(session: Session) -> Teacher:
+    """The dense model on test windows."""
+    return teacher(session.loaded.model, session.windows.test)
+
+
+def measure(session: Session, dense: Teacher, levels: dict[str, str]) -> dict[str, object]:
+    """Loss and size of an allocation by layer name; layers without one stay dense."""
+    keys = [levels.get(layer.name, "dense") for layer in session.space.layers]
+    allocation = Allocation(tuple(map(parse_level, keys)))
+    stitched = StitchedModel(session.loaded.model, session.space, session.database)
+    found = score(stitched.stitch(allocation), dense)
+    stitched.restore()
+    bits = sum(
+        layer.storage_bits(level)
+        for layer, level in zip(session.space.layers, allocation.levels, strict=True)
+    )
+    return {
+        "bits": bits,
+        "bits_per_weight": round(bits / session.space.weights, 4),
+        "kl": round(found.loss, 5),
+        "stderr": round(found.stderr, 5),
+        "perplexity": round(found.perplexity, 3),
+        "dense_perplexity": round(dense.perplexity, 3),
+    }
+
+
+def grid(run: Run, only: str | None) -> None:
+    """One type everywhere: the encoder's codes and GPTQ's beside the same scales."""
+    space = write_space(run.out / "grid.toml", GRID, only)
+    dense = None
+    for way, settings in WAYS.items():
+        session = built(run.config(f"grid-{way}", space, **settings))
+        dense = dense or reference(session)
+        for kind in GRID:
+            level = parse_level(kind)
+            rows = zip(session.space.layers, session.space.levels, strict=True)
+            chosen = {layer.name: kind for layer, allowed in rows if level in allowed}
+            if chosen:
+                row = measure(session, dense, chosen)
+                run.record(study="grid", way=way, type=kind, layers=len(chosen), **row)
+
+
+def mixes(run: Run, spend: int) -> None:
+    """llama.cpp's mixes, encoded and with GPTQ's codes, and searches at their sizes."""
+    fixed = write_space(run.out / "mixes.toml", (*SEARCHED[:-1], *OTHERS))
+    searched = write_space(run.out / "searched.toml", SEARCHED)
+    sizes: dict[str, int] = {}
+    for way, settings in WAYS.items():
+        session = built(run.config(f"mixes-{way}", fixed, **settings))
+        dense = reference(session)
+        model = session.loaded.model.config
+        queries = model.num_attention_heads // model.num_key_value_heads
+        blocks = model.num_hidden_layers
+        for mix in BASE:
+            names = [layer.name for layer in session.space.layers]
+            levels = {name: mix_type(mix, name, blocks, queries) for name in names}
+            row = measure(session, dense, levels)
+            sizes[mix] = int(str(row["bits"]))
+            run.record(study="mixes", way=way, mix=mix, **row)
+    for mix, bits in sizes.items():
+        search(run, searched, mix, bits / session.space.weights, spend)
+
+
+def search(run: Run, space: Path, mix: str, bits: float, spend: int) -> None:
+    """A search for at most the bits of a mix."""
+    config = run.config(
+        f"searched-{mix}",
+        space,
+        budgets=(f"{bits:.9f}bits",),
+        run=run.out / "searched.run",
+        spend=spend,
+        **WAYS["gptq"],
+    )
+    facts = run_search(config, terminal_progress()).facts
+    for role in ("uniform", "winner"):
+        row = facts["results"].get(role)
+        if row:
+            test = row["test"]
+            kept = {key: test[key] for key in ("kl", "kl_stderr", "perplexity")}
+            run.record(
+                study="searched",
+                way=role,
+                mix=mix,
+                bits_per_weight=round(row["effective_bits"], 4),
+                **kept,
+            )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("study", choices=("grid", "mixes"))
+    parser.add_argument("model")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--text", help="what is calibrated and judged on; default built-in")
+    parser.add_argument("--only", help="pattern of the layers that are quantized")
+    parser.add_argument("--spend", type=int, default=30000, help="tokens of a search")
+    parser.add_argument("--window", type=int, default=256)
+    parser.add_argument("--tokens", type=int, nargs=4, default=[16384, 16384, 8192, 16384])
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    model = None if given.model == "default" else given.model
+    run = Run(model, given.out, given.text, given.window, SplitTokens(*given.tokens))
+    if given.study == "grid":
+        grid(run, given.only)
+    else:
+        mixes(run, given.spend)
+
+
+if __name__ == "__main__":
+    main()
