@@ -193,13 +193,20 @@ def evaluate(
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="Result of a search.")], as_json: Json = False
+    folder: Annotated[Path, typer.Argument(help="Result of a search, or any GGUF file.")],
+    as_json: Json = False,
 ) -> None:
-    """Show layers, levels, bits, bytes and scores of a result."""
+    """Show layers, levels, bits, bytes and scores of a result, or the tensors of a GGUF file."""
+    from autocompress.gguf_files import describe_gguf, foreign_gguf
     from autocompress.output import read_manifest
 
-    facts = read_manifest(folder)
-    if as_json:
+    gguf = foreign_gguf(folder)
+    facts = read_manifest(folder) if gguf is None else describe_gguf(gguf)
+    if gguf is not None and not as_json:
+        from autocompress.show import tensor_table
+
+        tensor_table(facts)
+    elif as_json:
         _print_json(facts)
     else:
         from autocompress.show import layer_table, result_table

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from autocompress.core import Layer
 from autocompress.errors import ModelError
 from autocompress.experts import unfuse_experts
+from autocompress.gguf_files import check_loadable
 from autocompress.tracing import is_causal
 
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -165,10 +166,7 @@ def _converted(gguf: Path) -> Path:
     """The GGUF file as a bf16-or-fp32 safetensors folder; converted once (20 s), then cached."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with gguf.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        raise ModelError(f"a .gguf file must start with 'GGUF'. Got '{gguf}', which does not.")
+    check_loadable(gguf)
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     folder = cache_folder() / "models" / f"{gguf.stem}-{digest}"

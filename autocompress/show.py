@@ -76,6 +76,28 @@ def layer_table(facts: dict[str, Any]) -> None:
     Console().print(table)
 
 
+def tensor_table(facts: dict[str, Any]) -> None:
+    """One row per tensor of a GGUF file, and what its types sum up to."""
+    table = Table(
+        title=f"{facts['file']}: {facts['architecture']}, {len(facts['tensors'])} tensors"
+    )
+    for column in ("tensor", "type", "shape", "bits/weight", "bytes"):
+        table.add_column(column, justify="left" if column in ("tensor", "type") else "right")
+    for row in facts["tensors"]:
+        shape = " x ".join(map(str, row["shape"]))
+        table.add_row(row["name"], row["type"], shape, f"{row['bits']:.4g}", f"{row['bytes']:,}")
+    console = Console()
+    console.print(table)
+    for kind, part in sorted(facts["types"].items(), key=lambda item: -item[1]["bytes"]):
+        text = f"{kind}: {part['weights']:,} weights, {part['bytes']:,} bytes"
+        console.print(text, highlight=False)
+    console.print(
+        f"{facts['weights']:,} weights, {facts['bits_per_weight']:.4f} bits per weight, "
+        f"{facts['file_bytes']:,} bytes on disk.",
+        highlight=False,
+    )
+
+
 def score_table(facts: dict[str, Any]) -> None:
     """A packed model's score beside the dense model's."""
     table = Table(title=f"{facts['tokens']:,} tokens of {facts['data']}")

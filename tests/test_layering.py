@@ -47,7 +47,7 @@ TIERS = (
             "latency",
         ),
     ),
-    ("models", "parts", "experts", "tracing", "operators", "machine", "backends"),
+    ("models", "parts", "gguf_files", "experts", "tracing", "operators", "machine", "backends"),
     (
         "database",
         "build",
