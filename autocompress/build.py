@@ -9,6 +9,7 @@ solved together.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +24,7 @@ from autocompress.errors import DatabaseError
 from autocompress.files import exclusive, fingerprint
 from autocompress.levels import Dense, Level, Shape
 from autocompress.models import module_name, set_weight, weight_of
-from autocompress.operators import Solver, Statistics, solve
+from autocompress.operators import Solution, Solver, Statistics, solve
 from autocompress.tracing import hidden_states, input_groups
 
 Advance = Callable[[int, int], None]  # groups done, groups in all
@@ -66,6 +67,17 @@ def build_database(
         if missing:
             _Builder(model, wanted, windows, database, prefix, solver, progress).run()
     return database
+
+
+def lacking_bytes(database: LevelDatabase, space: SearchSpace) -> dict[Level, int]:
+    """Level -> bytes of what the database lacks of it, by arithmetic."""
+    found: dict[Level, int] = {}
+    for layer, levels in zip(space.layers, space.levels, strict=True):
+        for module, shape in zip(layer.modules, layer.shapes, strict=True):
+            for level in levels:
+                if (module, level) not in database and not isinstance(level, Dense):
+                    found[level] = found.get(level, 0) + level.storage_bits(shape) // 8
+    return found
 
 
 class _Builder:
@@ -155,14 +167,26 @@ class _Builder:
         statistics = input_statistics(inputs, width)
         lacking = [lv for lv in levels if any((m, lv) not in self.database for m in group)]
         weights = [weight_of(self.model.get_submodule(name)).float() for name in group]
-        found = solve(weights, statistics, lacking, self.solver)
         solutions = {
             (name, level): solution
-            for name, row in zip(group, found, strict=True)
-            for level, solution in zip(lacking, row, strict=True)
+            for some in _families(lacking)
+            for name, row in zip(group, self._timed(weights, statistics, some), strict=True)
+            for level, solution in zip(some, row, strict=True)
         }
         key = fingerprint([list(group), sorted(map(str, lacking))])[:16]
         self.database.add(f"{key}.safetensors", solutions)
+
+    def _timed(
+        self, weights: Sequence[Tensor], statistics: Statistics, levels: Sequence[Level]
+    ) -> list[list[Solution]]:
+        """Solve levels of one family, which share their work: each is charged an equal part."""
+        start = time.perf_counter()
+        found = solve(weights, statistics, levels, self.solver)
+        share = (time.perf_counter() - start) / len(levels)
+        for level in levels:
+            spent = self.database.seconds.get(str(level), 0.0)
+            self.database.seconds[str(level)] = spent + share
+        return found
 
     def _use_prefix(self, group: Sequence[str]) -> None:
         for name in group:
@@ -175,6 +199,12 @@ class _Builder:
             module = self.model.get_submodule(name)
             self.dense[name] = module.weight
             set_weight(module, self.database.load(name, level).dense())
+
+
+def _families(levels: Sequence[Level]) -> list[list[Level]]:
+    """Levels of one type together, in the order of their first."""
+    types = dict.fromkeys(map(type, levels))
+    return [[level for level in levels if type(level) is family] for family in types]
 
 
 def nearest(level: Level, allowed: Sequence[Level], shape: Shape) -> Level:

@@ -39,6 +39,8 @@ class LevelDatabase:
         entries: module -> level key -> {'file', 'error'}.
         files: file name -> sha256.
         shapes: module -> (out, in).
+        seconds: level key -> wall time that its entries took in this process; not stored, so that
+            a database that was built in parts is the same database.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class LevelDatabase:
     entries: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
     cache: OrderedDict[tuple[str, str, torch.dtype], Tensor] = field(default_factory=OrderedDict)
     cached: int = 0  # bytes in `cache`
 

@@ -76,6 +76,10 @@ def _model_facts(session: Session) -> dict[str, Any]:
             "runtime": session.config.runtime,
         },
         "calibration": session.windows.record(),
+        "dominated": [
+            {"layers": list(it.layers), "level": str(it.level), "reason": it.reason}
+            for it in session.dominated
+        ],
         "database": session.database.identity,
     }
 

@@ -42,7 +42,7 @@ from autocompress.output import check_output, claim_output, write_manifest
 from autocompress.progress import Progress, Silent
 from autocompress.report import write_report
 from autocompress.result import Result, dense_facts
-from autocompress.session import Session, complete_database, open_session
+from autocompress.session import Session, complete_database, open_session, undominated
 from autocompress.strategies import configured
 from autocompress.study import Study
 from autocompress.targets import find_target
@@ -109,7 +109,7 @@ def run_search(config: StudyConfig, progress: Progress | None = None) -> Result:
     with Study(config.run_folder, session.space, recorded, session.facts(), evaluator) as study:
         complete_database(session)
         problem = Problem(
-            space=space,
+            space=undominated(session, space, costs),
             costs=costs,
             budgets=budgets,
             evaluate=study.evaluate,

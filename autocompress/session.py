@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
 
-from autocompress.build import build_database
+from autocompress.build import build_database, lacking_bytes
 from autocompress.calibration import calibration_windows
 from autocompress.config import StudyConfig
 from autocompress.core import CostTable, SearchSpace
 from autocompress.cost import size_tables
 from autocompress.database import LevelDatabase, database_identity
+from autocompress.domination import find_dominated
 from autocompress.effort import Plan
 from autocompress.exporters.native import other_bytes, outside_bytes
 from autocompress.files import fingerprint
+from autocompress.latency import Dropped, restrict
+from autocompress.levels import Dense, Level
 from autocompress.machine import compute_dtype
 from autocompress.models import LoadedModel, find_layers, load_model
 from autocompress.operators import Solver
@@ -38,6 +42,7 @@ class Session:
 
     Args:
         seconds: wall time by phase, filled by `clock`.
+        dominated: levels that the search was not offered, filled by `undominated`.
     """
 
     config: StudyConfig
@@ -49,6 +54,7 @@ class Session:
     solver: Solver
     progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)
+    dominated: tuple[Dropped, ...] = ()
 
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:
@@ -145,13 +151,44 @@ def file_costs(
 
 def complete_database(session: Session) -> None:
     """Build what the session's database lacks; does nothing when it is complete."""
+    database, space = session.database, session.space
+    lacking = lacking_bytes(database, space)
+    if lacking:
+        session.progress.say(
+            f"level database: {len(lacking)} levels to build, {sum(lacking.values()) / 1e6:,.0f} MB"
+        )
     with session.clock("database"), session.progress.task("level database") as advance:
         build_database(
             session.loaded.model,
-            session.space,
+            space,
             session.windows.calibrate,
-            session.database,
+            database,
             prefix=session.config.prefix_level(),
             solver=session.solver,
             progress=advance,
         )
+    for level, size in lacking.items():
+        spent = database.seconds[str(level)]
+        session.progress.say(f"level database: {level} took {spent:,.1f} s, {size / 1e6:,.1f} MB")
+
+
+def undominated(session: Session, space: SearchSpace, costs: Sequence[CostTable]) -> SearchSpace:
+    """The space without levels that are no smaller, no faster and no better than others.
+
+    Args:
+        space: of the session, or what a target leaves of it; its database is complete.
+        costs: what counts as smaller or faster.
+    """
+
+    def error(module: str, level: Level) -> float:
+        if isinstance(level, Dense):
+            return 0.0
+        known = (module, level) in session.database
+        return session.database.error(module, level) if known else math.nan
+
+    session.dominated = find_dominated(space, costs, error)
+    for entry in session.dominated:
+        session.progress.say(
+            f"left out: {entry.level} of {len(entry.layers)} layers, {entry.reason}"
+        )
+    return restrict(space, session.dominated)

@@ -45,6 +45,7 @@ TIERS = (
             "targets",
             "latency_store",
             "latency",
+            "domination",
         ),
     ),
     ("models", "parts", "gguf_files", "experts", "tracing", "operators", "machine", "backends"),

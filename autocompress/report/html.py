@@ -27,7 +27,7 @@ from autocompress.report.facts import (
 )
 from autocompress.report.latency import dropped_table, latency, latency_table
 from autocompress.report.plots import front_plots, progress_plot, searched, shades
-from autocompress.report.search import additivity_table, phases_table
+from autocompress.report.search import additivity_table, dominated_table, phases_table
 from autocompress.report.verdict import title, verdict
 
 # From few bits to many; falling lightness, so it also reads in grey and by the colour-blind.
@@ -54,6 +54,7 @@ def render_html(facts: Facts) -> str:
                 _table(phases_table(facts)),
                 _table(additivity_table(facts)),
                 _progress(facts),
+                _table(dominated_table(facts), "words"),
                 _fronts(facts),
             ),
             _section("What it cost", _table(cost_table(facts))),

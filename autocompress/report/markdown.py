@@ -17,7 +17,7 @@ from autocompress.report.facts import (
 )
 from autocompress.report.latency import dropped_table, latency_table
 from autocompress.report.plots import searched
-from autocompress.report.search import additivity_table, phases_table
+from autocompress.report.search import additivity_table, dominated_table, phases_table
 from autocompress.report.verdict import title, verdict
 
 
@@ -31,6 +31,7 @@ def render_markdown(facts: Facts) -> str:
         (
             "How the search went",
             *map(_table, (phases_table(facts), additivity_table(facts), _progress(facts))),
+            _table(dominated_table(facts)),
         ),
         ("What it cost", _table(cost_table(facts))),
         ("How to reproduce it", _code(str(command or "")), _table(setting_table(facts))),

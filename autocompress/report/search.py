@@ -36,6 +36,20 @@ def phases_table(facts: Facts) -> Table:
     )
 
 
+def dominated_table(facts: Facts) -> Table:
+    """Levels that the search was not offered."""
+    rows = tuple(
+        (str(entry.get("level")), f"{len(entry.get('layers') or ()):,}", str(entry.get("reason")))
+        for entry in facts.get("dominated") or ()
+    )
+    return Table(
+        "Levels left out before the search: in these layers another level is as good by the error "
+        "of their outputs on calibration text, and costs no more.",
+        ("What", "Layers", "Reason"),
+        rows,
+    )
+
+
 def additivity_table(facts: Facts) -> Table:
     """Sums of sensitivities beside measured losses, phase by phase."""
     rows = []
