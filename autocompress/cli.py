@@ -148,9 +148,13 @@ def build(
     method: Method = "gptq",
     dtype: Dtype = "auto",
     config: Config = None,
+    plan: export_commands.Plan = None,
     as_json: Json = False,
 ) -> None:
-    """Build the level database only; a second call does nothing."""
+    """Build the level database only, or with --plan the model that a plan describes."""
+    if plan is not None:
+        export_commands.build_plan(plan, out, run, model, as_json)
+        return
     from autocompress.pipeline import build_database
 
     settings = _settings(context, config)

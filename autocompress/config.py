@@ -30,7 +30,9 @@ class StudyConfig:
     """
 
     model: str | None = None  # folder, GGUF file or Hub id; None is the default model
-    space: str | None = None  # built-in search space or path of a TOML file; None: see `space_name`
+    space: str | None = (
+        None  # built-in search space or path of a TOML file; None is the default, or the runtime's
+    )
     runtime: str | None = None  # what must load the result: a name in `runtimes`; None is ours
     budgets: tuple[str, ...] = ()  # upper limits, '3.5bits'; empty only to build a database
     pins: tuple[str, ...] = ()  # 'pattern=level', win over those of the space
@@ -66,11 +68,6 @@ class StudyConfig:
         self.parsed_pins()
         self.parsed_target()
         self._check_folders()
-
-    @property
-    def space_name(self) -> str | None:
-        """`space`, or the default one; None is the runtime's own."""
-        return self.space or (DEFAULT_SPACE if self.runtime is None else None)
 
     @property
     def run_folder(self) -> Path:

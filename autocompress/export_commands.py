@@ -10,6 +10,21 @@ import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, nothing else, on standard output.")]
 
+Plan = Annotated[Path | None, typer.Option(help="plan.json, or the folder of an exported plan.")]
+
+
+def build_plan(plan: Path, out: Path, run: Path | None, model: str | None, as_json: bool) -> None:
+    """Build what a plan describes; settings are the plan's."""
+    from autocompress.planning import build_plan as build
+    from autocompress.progress import terminal_progress
+
+    facts = build(plan, out, run=run, model=model, progress=terminal_progress())
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+    else:
+        bits = f"{facts['effective_bits']:.4f} effective bits"
+        typer.echo(f"{facts['file_bytes']:,} bytes, {bits}: {out}")
+
 
 def export(
     folder: Annotated[Path, typer.Argument(help="Result of a search.")],

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from autocompress.build import nearest
+from autocompress.config import StudyConfig
 from autocompress.core import Allocation, Problem
 from autocompress.files import sha256
+from autocompress.levels import Dense, Level
 from autocompress.machine import describe_machine
+from autocompress.plans import OTHERS, SETTINGS, BuildPlan
 from autocompress.result import allocation_facts, budget_facts, trial_facts
 from autocompress.session import Session
 from autocompress.study import Study
@@ -42,13 +47,49 @@ def manifest_facts(
         "machine": describe_machine(session.loaded.model.dtype),
         "budgets": [budget_facts(problem, budget, winner) for budget in problem.budgets],
         "results": results,
-        "allocation": allocation_facts(problem, winner, predicted),
+        "settings": build_settings(session.config),
+        "allocation": [
+            {**row, "prefix": str(prefix_of(session, index))}
+            for index, row in enumerate(allocation_facts(problem, winner, predicted))
+        ],
         "trials": trial_facts(problem, study, predicted),
         "tokens": _tokens(session, study),
         "seconds": {phase: round(spent, 2) for phase, spent in session.seconds.items()},
         "notes": _notes(session),
         "command": " ".join(["autocompress", *sys.argv[1:]]) if _from_shell() else None,
         "seed": config.seed,
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def plan_facts(session: Session, plan: BuildPlan, allocation: Allocation) -> dict[str, Any]:
+    """The content of `autocompress.json` of a model that was built, not searched: no scores."""
+    space, (bits, whole) = session.space, session.costs
+    before = plan.build_space(space.layers).levels
+    return {
+        "format": 1,
+        **_model_facts(session),
+        "effective_bits": bits.total(allocation) / space.weights,
+        "model_bits": 8 * whole.total(allocation) / session.loaded.parameters,
+        "total_bytes": int(whole.total(allocation)),
+        "dense_bytes": dense_bytes(session),
+        "machine": describe_machine(session.loaded.model.dtype),
+        "budgets": [],
+        "results": {},
+        "settings": build_settings(session.config),
+        "allocation": [
+            {
+                "layer": layer.name,
+                "modules": list(layer.modules),
+                "level": str(level),
+                "weights": layer.weights,
+                "bits": int(bits.entries[index][level]),
+                "prefix": str(before[index][0]),
+            }
+            for index, (layer, level) in enumerate(
+                zip(space.layers, allocation.levels, strict=True)
+            )
+        ],
         "versions": {name: version(name) for name in PACKAGES},
     }
 
@@ -74,6 +115,7 @@ def _model_facts(session: Session) -> dict[str, Any]:
             "weights": space.weights,
             "levels": list(map(str, space.all_levels())),
             "runtime": session.config.runtime,
+            "scope": list(session.scope),
         },
         "calibration": session.windows.record(),
         "dominated": [
@@ -82,6 +124,19 @@ def _model_facts(session: Session) -> dict[str, Any]:
         ],
         "database": session.database.identity,
     }
+
+
+def build_settings(config: StudyConfig) -> dict[str, Any]:
+    """The settings that built levels depend on, as a plan holds them."""
+    found = {name: getattr(config, name) for name in (*SETTINGS, *OTHERS)}
+    return found | {"model": _source(config.model), "tokens": asdict(config.tokens)}
+
+
+def prefix_of(session: Session, index: int) -> Level:
+    """The level whose weights made the activations behind a layer; see `build.py`."""
+    allowed, prefix = session.space.levels[index], session.config.prefix_level()
+    shape = session.space.layers[index].shapes[0]
+    return prefix if prefix in (*allowed, Dense()) else nearest(prefix, allowed, shape)
 
 
 def _source(model: str | None) -> str | None:

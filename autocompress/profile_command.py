@@ -92,6 +92,7 @@ def _show(latency: Latency, layers: int, export: Path | None, as_json: bool) -> 
 
 def _price(config: StudyConfig, again: bool) -> tuple[Latency, int]:
     """A model's space at a target, and its number of layers."""
+    from autocompress.config import DEFAULT_SPACE
     from autocompress.latency_setup import price
     from autocompress.machine import compute_dtype
     from autocompress.models import find_layers, load_model
@@ -101,8 +102,7 @@ def _price(config: StudyConfig, again: bool) -> tuple[Latency, int]:
 
     progress = terminal_progress()
     find_target(config.target)
-    assert config.space_name is not None  # no runtime, so a space
-    chosen = load_space(config.space_name)
+    chosen = load_space(config.space or DEFAULT_SPACE)
     progress.say(f"loading {config.model or 'the default model'}")
     loaded = load_model(config.model, compute_dtype(config.dtype))
     space = build_space(chosen, find_layers(loaded.model, chosen.scope), config.parsed_pins())

@@ -12,7 +12,7 @@ from typing import Any
 
 from autocompress.build import build_database, lacking_bytes
 from autocompress.calibration import calibration_windows
-from autocompress.config import StudyConfig
+from autocompress.config import DEFAULT_SPACE, StudyConfig
 from autocompress.core import CostTable, SearchSpace
 from autocompress.cost import size_tables
 from autocompress.database import LevelDatabase, database_identity
@@ -27,6 +27,7 @@ from autocompress.models import LoadedModel, find_layers, load_model
 from autocompress.operators import Solver
 from autocompress.parameters import parameter_costs
 from autocompress.parts import module_parts
+from autocompress.plans import BuildPlan
 from autocompress.progress import Progress
 from autocompress.runtimes import Runtime, find_runtime
 from autocompress.runtimes.rules import legal_space, runtime_space
@@ -53,6 +54,7 @@ class Session:
     database: LevelDatabase
     solver: Solver
     progress: Progress
+    scope: tuple[str, ...]  # parts of the model that the space's layers are in
     seconds: dict[str, float] = field(default_factory=dict)
     dominated: tuple[Dropped, ...] = ()
 
@@ -84,20 +86,31 @@ class Session:
         }
 
 
-def open_session(config: StudyConfig, progress: Progress) -> Session:
+def open_session(config: StudyConfig, progress: Progress, plan: BuildPlan | None = None) -> Session:
     """Load the model, find its layers, split the text, open the database; nothing is computed.
+
+    Args:
+        plan: names the levels in place of the configuration's space.
 
     Raises:
         AutocompressError: any input is wrong.
     """
     runtime = None if config.runtime is None else find_runtime(config.runtime)
-    chosen = load_space(config.space_name) if config.space_name else None
+    wanted = wanted_space(config, runtime)
     dtype = compute_dtype(config.dtype)
     progress.say(f"loading {config.model or 'the default model'}")
     loaded = load_model(config.model, dtype)
-    space, notes = find_space(config, chosen, runtime, loaded.model)
-    for note in notes:
-        progress.say(note)
+    scope = wanted.scope if plan is None else plan.scope
+    layers = find_layers(loaded.model, scope)
+    if plan is not None:
+        space = plan.build_space(layers)
+    elif runtime is None:
+        space = build_space(wanted, layers, config.parsed_pins())
+    else:
+        parts = module_parts(loaded.model)
+        space, notes = legal_space(runtime, wanted, layers, parts, config.parsed_pins())
+        for note in notes:
+            progress.say(note)
     windows = calibration_windows(
         config.calibration,
         lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"],
@@ -113,23 +126,18 @@ def open_session(config: StudyConfig, progress: Progress) -> Session:
     database = LevelDatabase.open(config.run_folder / "database", identity)
     sizes = file_costs(loaded.model, space, runtime)
     costs = (*sizes, *parameter_costs(space, config.budgets))
-    return Session(config, loaded, space, costs, windows, database, solver, progress)
+    return Session(config, loaded, space, costs, windows, database, solver, progress, scope)
 
 
-def find_space(
-    config: StudyConfig, chosen: SpaceConfig | None, runtime: Runtime | None, model: Any
-) -> tuple[SearchSpace, list[str]]:
-    """The model's search space, and what a runtime's rules left out of it.
+def wanted_space(config: StudyConfig, runtime: Runtime | None) -> SpaceConfig:
+    """The space that is named, or the runtime's own, or the default.
 
     Raises:
-        SpaceError: the space does not fit the model, or a layer has no level the runtime can load.
+        SpaceError: no such space or file, or the file is wrong.
     """
-    pins = config.parsed_pins()
-    if runtime is None:
-        assert chosen is not None
-        return build_space(chosen, find_layers(model, chosen.scope), pins), []
-    wanted = chosen or runtime_space(runtime)
-    return legal_space(runtime, wanted, find_layers(model, wanted.scope), module_parts(model), pins)
+    if config.space is None and runtime is not None:
+        return runtime_space(runtime)
+    return load_space(config.space or DEFAULT_SPACE)
 
 
 def file_costs(

@@ -47,8 +47,8 @@ def verify(
         `passed`, `problems` and every figure.
     """
     known, why = dense_distributions(source, windows, model)
-    stored = getattr(torch, facts.get("stored", "float32"))
-    stitched = source.stitched(stored)
+    rounded = facts.get("rounded", {})
+    stitched = source.stitched(rounded)
     with torch.inference_mode():
         expected = next(iter(window_logits(stitched, known["windows"][:1]))).float()
     losses = score(stitched, _teacher(known)).losses if why is None else ()
@@ -57,7 +57,7 @@ def verify(
     checks: dict[str, Any] = {
         "reader": reader_name,
         "windows": list(known["windows"].shape),
-        "weights": _compare_weights(source, found["weights"], stored),
+        "weights": _compare_weights(source, found["weights"], rounded),
         "logits": float((logits - expected).abs().max()),
         "largest_logit": float(expected.abs().max()),
         "file_bytes": sum((out / name).stat().st_size for name in facts["files"]),
@@ -88,11 +88,13 @@ def _problems(checks: Mapping[str, Any], approximate: bool) -> Any:
 
 
 def _compare_weights(
-    source: Source, found: Mapping[str, str | None], stored: torch.dtype
+    source: Source, found: Mapping[str, str | None], rounded: Mapping[str, str]
 ) -> dict[str, Any]:
     """Digests of the weights in scope beside those of the source."""
     different = [
-        name for name, there in found.items() if there != _digest(source.weight(name).to(stored))
+        name
+        for name, there in found.items()
+        if there != _digest(source.weight(name).to(source.rounding(name, rounded)))
     ]
     return {"compared": len(found), "different": different}
 

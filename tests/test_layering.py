@@ -32,6 +32,7 @@ TIERS = (
             "pareto",
             "spaces",
             "runtimes",
+            "plans",
             "documents",
             "windows",
             "calibration",
@@ -71,7 +72,7 @@ TIERS = (
     ("verification", "card"),
     ("estimates", "finalists", "latency_local", "latency_setup", "outlier_scores"),
     ("latency_search",),
-    ("pipeline", "exporting"),
+    ("pipeline", "exporting", "planning"),
     ("show", "run_commands", "profile_command", "export_commands"),
     ("cli", "__main__", "__init__"),  # `__init__` is the facade: it names the public API
 )
@@ -84,7 +85,7 @@ SEES_TORCH = {
     *("manifest", "sampling", "text", "generation", "benchmark", "run_commands"),
     *("runtime_facts", "lean", "backends", "prefix", "gradients", "linearization", "estimates"),
     *("finalists", "parts", "verification", "exporting", "export_commands", "card"),
-    "outlier_scores",
+    *("outlier_scores", "planning"),
 }
 TORCH_FREE = {place for places in TIERS for place in places} - SEES_TORCH
 FILE_LINES = 300

@@ -85,13 +85,14 @@ def test_what_a_runtime_fuses_is_one_layer():
     assert len(space_of("ct-transformers", "w4g64sym")[0].layers) == len(LAYERS)
 
 
-def test_experts_of_a_block_are_one_layer_or_dense():
-    space, _ = space_of("ct-vllm-cuda", "w4g64sym", "dense", layers=EXPERTS)
-    assert [layer.name for layer in space.layers] == ["model.layers.0.mlp.experts"]
+def test_all_experts_are_one_layer():
+    space, notes = space_of("ct-vllm-cuda", "w4g64sym", "dense", layers=EXPERTS)
+    assert [layer.name for layer in space.layers] == ["experts"]
     assert len(space.layers[0].modules) == 9
+    assert space.levels == ((Quantize(4, 64, True),),)
+    assert "experts must be quantized" in notes[0]
     space, notes = space_of("ct-transformers", "w4g64sym", "dense", layers=EXPERTS)
-    assert set(space.levels) == {(Dense(),)}
-    assert "transformers cannot load quantized experts" in notes[0]
+    assert len(space.layers) == 1 and len(space.levels[0]) == 2 and not notes
 
 
 @pytest.mark.parametrize(

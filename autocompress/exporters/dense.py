@@ -36,7 +36,7 @@ class DenseExporter:
         return {
             "files": files,
             "bytes": int(source.manifest["dense_bytes"]) + 400 * len(source.model.state_dict()),
-            "stored": config["dtype"],
+            "rounded": {"*": config["dtype"]},
         }
 
 

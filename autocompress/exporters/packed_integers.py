@@ -10,6 +10,7 @@ W8A8 is `int-quantized`: `weight` in int8, one scale per row, activations rounde
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autocompress.experts import UnfusedExperts
 from autocompress.exporters.native import STORAGE
 from autocompress.exporters.shards import Piece, write_weights
 from autocompress.exporters.source import Source
@@ -29,7 +31,7 @@ from autocompress.packed import Packed
 from autocompress.packed.bits import pack
 from autocompress.packed.quantized import stored_codes
 from autocompress.runtimes import Runtime, find_runtime
-from autocompress.runtimes.rules import check_levels
+from autocompress.runtimes.rules import check_levels, part_of
 
 DEFAULT = "ct-transformers"
 PACKED, INT8 = "pack-quantized", "int-quantized"
@@ -56,7 +58,11 @@ class CompressedTensorsExporter:
             "quantization_config": _quantization(source, levels, int8),
         }
         write_companions(source, config, out)
-        return {"files": files, "runtime": chosen.name, "bytes": _promised(source, levels, chosen)}
+        facts: dict[str, Any] = {"files": files, "runtime": chosen.name}
+        if any(as_int8(level, int8) for level in levels.values()):
+            facts["approximate"] = "8-bit layers round their activations to int8 while running"
+        facts["rounded"] = {"experts": config["dtype"]}
+        return facts | {"bytes": _promised(source, levels, chosen, exact)}
 
 
 EXPORTER = CompressedTensorsExporter()
@@ -83,6 +89,8 @@ def _tensors(
 ) -> dict[str, Tensor]:
     """One module's tensors under the names that others look for."""
     packed, their = source.packed(name), source.their(name)
+    if part_of(name, source.parts) == "experts" and dtype != STORAGE:
+        dtype = torch.float32  # transformers computes with experts in the type of their scales
     scales = packed.tensors["scales"].to(dtype)
     if as_int8(level, int8):
         codes = stored_codes(level, packed.shape, packed.tensors)
@@ -115,13 +123,35 @@ def packed_rows(level: Quantize, packed: Packed) -> Tensor:  # (out, words), int
 
 def _plain(source: Source) -> Iterable[Piece]:
     """Everything that is not packed, under the names that others look for."""
+    dense = [
+        name
+        for name, module in source.model.named_modules()
+        if isinstance(module, UnfusedExperts) and f"{name}.unfused.0.up_proj" not in source.levels
+    ]
     for name in source.plain():
-        tensor = source.tensor(name)
-        yield Piece(tensor.nbytes, partial(_one, source, name))
+        if not name.startswith(tuple(f"{experts}." for experts in dense)):
+            yield Piece(source.tensor(name).nbytes, partial(_one, source, name))
+    for name in dense:  # fused: one by one, transformers would look for their codes
+        gate = source.tensor(f"{name}.unfused.0.gate_proj.weight")
+        count = len(source.model.get_submodule(name).unfused)
+        yield Piece(3 * count * gate.nbytes, partial(_fused, source, name, count))
 
 
 def _one(source: Source, name: str) -> dict[str, Tensor]:
     return {source.their(name): source.tensor(name)}
+
+
+def _fused(source: Source, name: str, count: int) -> dict[str, Tensor]:
+    """Dense experts in transformers' own form."""
+
+    def stacked(*kinds: str) -> Tensor:
+        each = [[f"{name}.unfused.{i}.{kind}.weight" for kind in kinds] for i in range(count)]
+        return torch.stack([torch.cat([source.tensor(it) for it in row]) for row in each])
+
+    return {
+        f"{name}.gate_up_proj": stacked("gate_proj", "up_proj"),
+        f"{name}.down_proj": stacked("down_proj"),
+    }
 
 
 def _quantization(source: Source, levels: dict[str, Level], int8: bool) -> dict[str, Any]:
@@ -130,7 +160,9 @@ def _quantization(source: Source, levels: dict[str, Level], int8: bool) -> dict[
     for name, level in levels.items():
         if isinstance(level, Quantize):
             group = groups.setdefault(str(level), _group(level, int8))
-            group["targets"].append(source.their(name))
+            target = _target(source.their(name))
+            if target not in group["targets"]:
+                group["targets"].append(target)
     formats = {group["format"] for group in groups.values()} or {PACKED}
     return {
         "quant_method": "compressed-tensors",
@@ -143,26 +175,32 @@ def _quantization(source: Source, levels: dict[str, Level], int8: bool) -> dict[
     }
 
 
+def _target(name: str) -> str:
+    """An exact name; experts by the patterns that vLLM and transformers look for."""
+    return re.sub(r".*?(\w+)\.experts\.\d+\.(\w+)", r"re:.*\1.experts.*.\2", name)
+
+
 def _group(level: Quantize, int8: bool) -> dict[str, Any]:
-    activations = {
-        "num_bits": 8,
-        "type": "int",
-        "symmetric": True,
-        "strategy": "token",
-        "dynamic": True,
-    }
+    found = scheme(level) | {"targets": [], "format": PACKED}
+    if as_int8(level, int8):
+        activations = {"strategy": "token", "dynamic": True}
+        eight = {"num_bits": 8, "type": "int", "symmetric": True}
+        found |= {"format": INT8, "input_activations": eight | activations}
+    return found
+
+
+def scheme(level: Quantize) -> dict[str, Any]:
+    """How compressed-tensors writes a level down."""
     return {
-        "targets": [],
-        "format": INT8 if as_int8(level, int8) else PACKED,
         "weights": {
             "num_bits": level.bits,
             "type": "int",
-            "symmetric": True,
+            "symmetric": level.symmetric,
             "strategy": "channel" if level.group_size is None else "group",
             "group_size": level.group_size,
             "dynamic": False,
         },
-        "input_activations": activations if as_int8(level, int8) else None,
+        "input_activations": None,
         "output_activations": None,
     }
 
@@ -177,7 +215,7 @@ def _ignored(source: Source, levels: dict[str, Level]) -> list[str]:
     return [source.their(n) for n in linears if not isinstance(levels.get(n), Quantize)]
 
 
-def _promised(source: Source, levels: dict[str, Level], runtime: Runtime) -> int:
+def _promised(source: Source, levels: dict[str, Level], runtime: Runtime, exact: bool) -> int:
     """What the weights take at most, by the cost table of a search for this runtime."""
     layers = sum(
         level.storage_bits(source.shape(name)) // 8
@@ -186,6 +224,9 @@ def _promised(source: Source, levels: dict[str, Level], runtime: Runtime) -> int
     )
     inside = {f"{name}.weight" for name in levels}
     outside = [name for name in source.plain() if name not in inside]
-    return layers + sum(
-        source.tensor(name).nbytes + 120 + len(source.their(name)) for name in outside
+    wide = () if exact else [n for n in source.levels if part_of(n, source.parts) == "experts"]
+    return (
+        layers
+        + sum(source.tensor(n).nbytes + 120 + len(source.their(n)) for n in outside)
+        + sum(source.packed(n).tensors["scales"].nbytes for n in wide)
     )

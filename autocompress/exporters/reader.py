@@ -125,7 +125,7 @@ def main() -> None:
     """Read a job, write what was found."""
     job = json.load(sys.stdin)
     teacher = load_file(job["teacher"])
-    model = READERS[job["reader"]](job).eval()
+    model = READERS[job["reader"]](job).float().eval()  # decoded experts come as their scales
     found: dict[str, Any] = {"kl": [], "weights": {}}
     with torch.inference_mode():
         for number, window in enumerate(teacher["windows"]):

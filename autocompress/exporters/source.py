@@ -21,6 +21,7 @@ from autocompress.levels import Dense, Level, Shape, parse_level
 from autocompress.models import is_tied, weight_of
 from autocompress.packed import Packed, tensor_shapes
 from autocompress.parts import module_parts
+from autocompress.runtimes.rules import part_of
 
 MARK = ".autocompress"  # a folder with it and without a manifest is half-written
 
@@ -140,11 +141,21 @@ class Source:
                 f"'{self.folder / WEIGHTS}' must hold '{name}'. Got: {error}. Write it again."
             ) from error
 
-    def stitched(self, stored: torch.dtype = torch.float32) -> Any:
+    def rounding(self, name: str, rounded: Mapping[str, str]) -> torch.dtype:
+        """What a packed module's decoded weight is rounded to.
+
+        Args:
+            rounded: part of the model, or '*' for all -> name of a dtype; float32 where neither is.
+        """
+        found = rounded.get(part_of(name, self.parts), rounded.get("*", "float32"))
+        dtype: torch.dtype = getattr(torch, found)
+        return dtype
+
+    def stitched(self, rounded: Mapping[str, str] | None = None) -> Any:
         """The model with its decoded weights as plain parameters, computing in float32.
 
         Args:
-            stored: what decoded weights are rounded to before.
+            rounded: see `rounding`.
         """
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.initialization import no_init_weights
@@ -156,7 +167,7 @@ class Source:
         unfuse_experts(model)
         state = {name: self.tensor(name) for name in self.plain()}
         for name in self.levels:
-            weight = self.weight(name).to(stored)
+            weight = self.weight(name).to(self.rounding(name, rounded or {}))
             state[f"{name}.weight"] = weight.T if self.parts.get(name) == "conv1d" else weight
         missing, unknown = model.load_state_dict(state, strict=False)
         parameters = dict(model.named_parameters(remove_duplicate=False))

@@ -32,7 +32,7 @@ class Runtime(Protocol):
         levels: of a search that names no space, in the order of a space's file.
         scope: parts of the model in such a search.
         tie: groups of last name components that it fuses: they must share one level.
-        ties_experts: whether all experts of a block must share one level.
+        ties_experts: whether all experts of the model must share one level.
         scale_bits: significant bits of scales: 11 are any fp16, 8 are exact in bf16 too.
     """
 

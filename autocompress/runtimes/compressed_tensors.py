@@ -25,8 +25,9 @@ class CompressedTensors:
         groups: group sizes; None among them is one group per row. An empty tuple is any.
         even_groups: whether group sizes must be even.
         inputs, outputs: what must divide a quantized weight's width and height.
-        tie, ties_experts: see `Runtime`.
-        quantized_experts: whether experts can be quantized.
+        tie, ties_experts: see `Runtime`. transformers 5.23 reads all experts with one scheme.
+        dense_experts: whether experts can be dense: transformers reads them fused only where
+            others are quantized, vLLM one by one only.
         quantized_head: whether a head that is not tied to the embedding can be.
         int8_activations: whether 8 bits run with activations rounded to int8 (W8A8), which
             takes one group per row.
@@ -42,7 +43,7 @@ class CompressedTensors:
     outputs: int = 1
     tie: tuple[tuple[str, ...], ...] = FUSED
     ties_experts: bool = True
-    quantized_experts: bool = True
+    dense_experts: bool = False
     quantized_head: bool = False
     int8_activations: bool = False
     format: str = "compressed-tensors"
@@ -51,6 +52,8 @@ class CompressedTensors:
 
     def refuses(self, level: Level, shape: Shape, part: str) -> str | None:
         if isinstance(level, Dense):
+            if part == "experts" and not self.dense_experts:
+                return "experts must be quantized: loaders want dense ones under different names"
             return None
         if not isinstance(level, Quantize):
             return "it takes symmetric codes or dense weights only"
@@ -63,8 +66,6 @@ class CompressedTensors:
             return "heads stay dense"
         if part == "conv1d":
             return "compressed-tensors knows no Conv1D"
-        if part == "experts" and not self.quantized_experts:
-            return "transformers cannot load quantized experts"
         return None
 
     def _refuses_codes(self, level: Quantize) -> str | None:
@@ -117,7 +118,6 @@ PRESETS = (
         groups=(32, 64, 128, None),
         inputs=128,
         outputs=64,
-        quantized_experts=False,
     ),
     CompressedTensors(
         name="ct-transformers",
@@ -128,8 +128,7 @@ PRESETS = (
         ),
         bits=(2, 3, 4, 5, 6, 8),
         tie=(),
-        ties_experts=False,
-        quantized_experts=False,
+        dense_experts=True,
         quantized_head=True,
     ),
     CompressedTensors(

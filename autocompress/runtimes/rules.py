@@ -13,7 +13,7 @@ from autocompress.levels import Level, Shape
 from autocompress.runtimes import Runtime
 from autocompress.spaces import Pin, SpaceConfig, build_space
 
-_EXPERT = re.compile(r"(.*\.experts)\.(?:unfused\.)?\d+\.\w+")
+_EXPERT = re.compile(r".*\.experts\.(?:unfused\.)?\d+\.\w+")
 
 
 def part_of(name: str, parts: Mapping[str, str]) -> str:
@@ -64,9 +64,8 @@ def legal_space(
 
 
 def expert_group(name: str) -> str | None:
-    """The experts that a module is one of, or None."""
-    match = _EXPERT.fullmatch(name)
-    return match[1] if match else None
+    """The layer of all experts, if a module is part of one."""
+    return "experts" if _EXPERT.fullmatch(name) else None
 
 
 def check_levels(
