@@ -18,6 +18,7 @@ from autocompress.levels import Dense, Quantize
 FULL = """
 model = "some/model"
 space = "quant-2-8-tied"
+runtime = "ct-vllm-cuda"
 budgets = ["3.5bits", "80MB"]
 pins = ["*.0.*=dense"]
 calibration = "text.jsonl"
@@ -57,6 +58,7 @@ def test_file_sets_every_field(tmp_path: Path) -> None:
     assert config == StudyConfig(
         model="some/model",
         space="quant-2-8-tied",
+        runtime="ct-vllm-cuda",
         budgets=("3.5bits", "80MB"),
         pins=("*.0.*=dense",),
         calibration="text.jsonl",

@@ -125,7 +125,10 @@ def main() -> None:
     """Read a job, write what was found."""
     job = json.load(sys.stdin)
     teacher = load_file(job["teacher"])
-    model = READERS[job["reader"]](job).float().eval()  # decoded experts come as their scales
+    model = READERS[job["reader"]](job).eval()
+    for parameter in model.parameters():  # decoded experts come in the type of their scales
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
     found: dict[str, Any] = {"kl": [], "weights": {}}
     with torch.inference_mode():
         for number, window in enumerate(teacher["windows"]):
