@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from autocompress import export_commands, profile_command, run_commands
+from autocompress import eval_command, export_commands, profile_command, run_commands
 from autocompress.errors import AutocompressError
 
 if TYPE_CHECKING:
@@ -49,7 +49,15 @@ Method = Annotated[str, typer.Option(help="gptq or rtn.")]
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
 Budget = Annotated[
     list[str] | None,
-    typer.Option(help="Limit such as 3.5bits, 80MB, 12ms, 80tokens/s or 2x; repeat for several."),
+    typer.Option(
+        help="Limit such as 3.5bits, 80MB, 12ms, 80tokens/s, 2x or 0.05KL; repeat for several."
+    ),
+]
+Minimize = Annotated[
+    str | None, typer.Option(help="Under a limit on KL: bytes (the default) or latency.")
+]
+Strategy = Annotated[
+    str, typer.Option(help="auto, ilp, refinement, evolution, uniform, …; see docs.")
 ]
 Effort = Annotated[str, typer.Option(help="quick, normal or thorough: tokens to spend.")]
 Tokens = Annotated[int | None, typer.Option(help="To spend, in place of an effort.")]
@@ -94,15 +102,14 @@ def _fail(message: str) -> NoReturn:
 def search(
     context: typer.Context,
     budget: Budget = None,
+    minimize: Minimize = None,
     out: Annotated[Path, typer.Option(help="Folder of the packed model.")] = Path("compressed"),
     model: Model = None,
     space: Space = None,
     runtime: Runtime = None,
     pin: Pin = None,
     calibration: Text = None,
-    strategy: Annotated[
-        str, typer.Option(help="auto, ilp, refinement, evolution, uniform, …; see docs.")
-    ] = "auto",
+    strategy: Strategy = "auto",
     generations: Annotated[int | None, typer.Option(help="Of evolution, at most.")] = None,
     offspring: Annotated[int | None, typer.Option(help="Per generation.")] = None,
     effort: Effort = "normal",
@@ -172,29 +179,6 @@ def build(
         typer.echo(f"{facts['entries']} entries, {facts['bytes'] / 1e6:.0f} MB: {database.path}")
 
 
-@app.command(name="eval")
-def evaluate(
-    folder: Annotated[Path, typer.Argument(help="Result of a search.")],
-    data: Annotated[str | None, typer.Option(help="Any text; default built-in text.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="The dense model; default the one it was made from.")
-    ] = None,
-    window: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
-    tokens: Annotated[int, typer.Option(help="At most this many.")] = 16384,
-    as_json: Json = False,
-) -> None:
-    """Score a packed model on any text against its dense model."""
-    from autocompress.scoring import evaluate as score
-
-    facts = score(folder, data, model=model, window=window, tokens=tokens, progress=_progress())
-    if as_json:
-        _print_json(facts)
-    else:
-        from autocompress.show import score_table
-
-        score_table(facts)
-
-
 @app.command()
 def inspect(
     folder: Annotated[Path, typer.Argument(help="Result of a search, or any GGUF file.")],
@@ -242,6 +226,7 @@ def spaces(as_json: Json = False) -> None:
         space_table(rows)
 
 
+app.command(name="eval")(eval_command.evaluate)
 app.command()(profile_command.profile)
 app.command()(run_commands.generate)
 app.command()(run_commands.bench)

@@ -18,6 +18,7 @@ from autocompress.targets import MODES, Target
 DTYPES = ("auto", "bfloat16", "float32")
 METHODS = ("gptq", "rtn")
 DEFAULT_SPACE = "quant-2-8"
+MINIMIZE = ("bytes", "latency")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class StudyConfig:
     )
     runtime: str | None = None  # what must load the result: a name in `runtimes`; None is ours
     budgets: tuple[str, ...] = ()  # upper limits, '3.5bits'; empty only to build a database
+    minimize: str | None = None  # under a limit on KL: 'bytes' (the default) or 'latency'
     pins: tuple[str, ...] = ()  # 'pattern=level', win over those of the space
     calibration: str | None = None  # what `read_documents` reads; None is the built-in text
     window: int = 512  # tokens per window, at least 2
@@ -110,9 +112,10 @@ class StudyConfig:
 
     def _check_choices(self) -> None:
         choices_of = {"dtype": DTYPES, "method": METHODS, "activations": tuple(MODES)}
+        choices_of["minimize"] = MINIMIZE
         for name, choices in choices_of.items():
             got = getattr(self, name)
-            if got not in choices:
+            if got not in choices and (name, got) != ("minimize", None):
                 hint = did_you_mean(str(got), choices)
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}. Got '{got}'.{hint}")
 

@@ -27,8 +27,8 @@ PARAMETERS, SHARE = "parameters", "%"  # name of the cost and the unit that limi
 LATENCY = "latency"  # name of the cost that these units limit, in ms per token
 TIMES = ("ms", "tokens/s", "x")  # per token; tokens per second; how often faster than dense
 INVERSE = ("tokens/s", "x")  # more of them is less time
-UNITS = ("bits", *BYTES, SHARE, *TIMES)
-LATER = {"KL": "loss"}  # unit -> what it will limit
+LOSS, LOSS_UNIT = "loss", "KL"  # no cost: measured on validation windows, nats/token
+UNITS = ("bits", *BYTES, SHARE, *TIMES, LOSS_UNIT)
 
 # The exponent has two digits because 1e999999999 would be computed exactly, for hours.
 _BUDGET = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?)\s*(\S*)")
@@ -58,13 +58,14 @@ def parse_budget(text: str, space: SearchSpace, dense_ms: float | None = None) -
     Args:
         text: a positive number and a unit: bits; B, kB, MB, GB, KiB, MiB, GiB; % of the parameters
             in scope that products still multiply with, and so of these layers' FLOPs; ms per
-            token, tokens/s, or x, the speed-up over the dense model in 16 bits at the same target.
+            token, tokens/s, or x, the speed-up over the dense model in 16 bits at the same target; KL,
+            a loss in nats per token.
         space: its number of weights turns effective bits into bits, % into parameters.
         dense_ms: latency of the dense model, ms per token; needed for 'x'.
 
     Returns:
         The limit in whole bits or bytes, rounded down, in whole parameters of every matrix,
-        rounded up, computed exactly; or in ms.
+        rounded up, computed exactly; in ms; or a loss, which no cost table prices.
 
     Raises:
         BudgetError: no number, not positive, a unit that is not one of these, or a speed-up
@@ -77,6 +78,8 @@ def parse_budget(text: str, space: SearchSpace, dense_ms: float | None = None) -
         shapes = [shape for layer in space.layers for shape in layer.shapes]
         kept = sum(math.ceil(number * rows * width / 100) for rows, width in shapes)
         return Budget(PARAMETERS, kept, text.strip())
+    if unit == LOSS_UNIT:
+        return Budget(LOSS, float(number), text.strip())
     cost = "bits" if unit == "bits" else "bytes"
     return Budget(cost, math.floor(number * _scale(unit, space)), text.strip())
 
@@ -123,8 +126,6 @@ def _read_budget(text: str) -> tuple[Fraction, str]:
     if match is None or Fraction(match[1]) <= 0:
         raise _unreadable(text, ".")
     number, unit = Fraction(match[1]), match[2]
-    if unit in LATER:
-        raise _unreadable(text, f": {LATER[unit]} cannot be limited yet.")
     if unit not in UNITS:
         near = [known for known in UNITS if known.lower() == unit.lower()]
         near = near or difflib.get_close_matches(unit, UNITS, n=1)
@@ -135,7 +136,7 @@ def _read_budget(text: str) -> tuple[Fraction, str]:
 def _unreadable(text: str, why: str) -> BudgetError:
     return BudgetError(
         f"a budget must be a positive number and one of the units {', '.join(UNITS)}, "
-        f"such as 3.5bits, 90MB or 12ms. Got '{text[:_LONGEST]}'{why}"
+        f"such as 3.5bits, 90MB, 12ms or 0.05KL. Got '{text[:_LONGEST]}'{why}"
     )
 
 

@@ -21,11 +21,13 @@ Finalists = dict[str, tuple[Allocation, str]]  # role -> allocation, origin; sim
 SEARCH_TOKENS = 8192  # of the search split, on which the report compares winner and baselines
 
 
-def find_finalists(session: Session, problem: Problem, study: Study, mirror: Mirror) -> Finalists:
-    """Run the strategy: uniform, the ILP's answer, and what each of its phases ended with."""
-    config, spending = session.config, session.spending
+def run_strategy(
+    session: Session, problem: Problem, study: Study, mirror: Mirror
+) -> dict[str, Trial]:
+    """Origin -> what each phase of the configured strategy ended with."""
     phases: dict[str, Trial] = {}
-    for found in configured(config, spending)(problem, np.random.default_rng(config.seed)):
+    strategy = configured(session.config, session.spending)
+    for found in strategy(problem, np.random.default_rng(session.config.seed)):
         phases[found.origin] = found
         session.progress.say(
             f"{found.origin}: KL {found.loss:.4f} on {found.fidelity.tokens:,} tokens, "
@@ -33,7 +35,13 @@ def find_finalists(session: Session, problem: Problem, study: Study, mirror: Mir
         )
         for trial in study.at(found.fidelity):  # all of the last stage; known ones are skipped
             mirror.report(trial, "candidate")
-    predicted = problem.sensitivities(spending.sensitivities).mean
+    return phases
+
+
+def find_finalists(session: Session, problem: Problem, study: Study, mirror: Mirror) -> Finalists:
+    """Run the strategy: uniform, the ILP's answer, and what each of its phases ended with."""
+    phases = run_strategy(session, problem, study, mirror)
+    predicted = problem.sensitivities(session.spending.sensitivities).mean
     additive = solve(problem.space, problem.costs, problem.budgets, predicted)
     uniform = nearest_uniform(problem)
     roles = {"uniform": (uniform, uniform_origin(problem, uniform)), "ilp": (additive, "ilp")}

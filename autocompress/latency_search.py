@@ -53,14 +53,14 @@ class Limit:
 
 
 def open_limit(session: Session) -> Limit | None:
-    """The prices that a session's budgets need; None when no budget limits time.
+    """The prices that a session's budgets need; None when time is neither limited nor minimized.
 
     Raises:
         BudgetError: a budget cannot be read.
         LatencyError: no such target, or a store that does not fit.
     """
     timed = [limits_time(text) for text in session.config.budgets]  # all must be readable
-    if not any(timed):
+    if not any(timed) and session.config.minimize != LATENCY:
         return None
     from autocompress.latency_setup import price
 

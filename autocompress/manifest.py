@@ -117,6 +117,7 @@ def _model_facts(session: Session) -> dict[str, Any]:
             "runtime": session.config.runtime,
             "scope": list(session.scope),
         },
+        "text": _source(session.config.calibration),
         "calibration": session.windows.record(),
         "dominated": [
             {"layers": list(it.layers), "level": str(it.level), "reason": it.reason}
@@ -139,10 +140,10 @@ def prefix_of(session: Session, index: int) -> Level:
     return prefix if prefix in (*allowed, Dense()) else nearest(prefix, allowed, shape)
 
 
-def _source(model: str | None) -> str | None:
-    """Where `eval` finds the dense model again, from any current directory."""
-    path = Path(model or "").expanduser()
-    return str(path.resolve()) if model and path.exists() else model
+def _source(name: str | None) -> str | None:
+    """Where `eval` finds the dense model or the text again, from any current directory."""
+    path = Path(name or "").expanduser()
+    return str(path.resolve()) if name and path.exists() else name
 
 
 def _size_facts(session: Session, problem: Problem, winner: Allocation) -> dict[str, Any]:

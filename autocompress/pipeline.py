@@ -40,9 +40,11 @@ from autocompress.manifest import dense_bytes, manifest_facts
 from autocompress.mirror import JOURNAL, Mirror
 from autocompress.output import check_output, claim_output, write_manifest
 from autocompress.progress import Progress, Silent
+from autocompress.quality_search import find_smallest, rank, split_goal
 from autocompress.report import write_report
-from autocompress.result import Result, dense_facts
+from autocompress.result import Result, dense_facts, goal_facts
 from autocompress.session import Session, complete_database, open_session, undominated
+from autocompress.smallest import Goal
 from autocompress.strategies import configured
 from autocompress.study import Study
 from autocompress.targets import find_target
@@ -94,6 +96,7 @@ def run_search(config: StudyConfig, progress: Progress | None = None) -> Result:
     limit = open_limit(session)
     dense_ms = None if limit is None else limit.latency.dense_ms
     wanted = [parse_budget(text, session.space, dense_ms) for text in config.budgets]
+    goal, wanted = split_goal(wanted, config.minimize)
     space = limited(limit, session.space)
     costs = session.costs if limit is None else (*session.costs, limit.table())
     budgets = check_budgets(space, costs, wanted)
@@ -118,11 +121,16 @@ def run_search(config: StudyConfig, progress: Progress | None = None) -> Result:
             window=config.window,
             tokens=int(session.windows.search.size),
         )
-        return _conclude(session, problem, study, evaluator, limit)
+        return _conclude(session, problem, study, evaluator, limit, goal)
 
 
 def _conclude(
-    session: Session, problem: Problem, study: Study, evaluator: Evaluator, limit: Limit | None
+    session: Session,
+    problem: Problem,
+    study: Study,
+    evaluator: Evaluator,
+    limit: Limit | None,
+    goal: Goal | None,
 ) -> Result:
     """Search, race the finalists on validation windows, score on test windows, write."""
     config = session.config
@@ -130,7 +138,7 @@ def _conclude(
     mirror = Mirror.open(storage, "autocompress", session.space, problem.costs)
     with session.clock("teacher"):
         evaluator.teacher("search")
-    best, finalists, raced = _winner(session, problem, study, mirror, evaluator, limit)
+    best, finalists, raced = _winner(session, problem, study, mirror, evaluator, limit, goal)
     with session.clock("teacher"):
         evaluator.teacher("test")
     with session.clock("verify"):
@@ -141,7 +149,9 @@ def _conclude(
         roles = {"uniform": "uniform", "ilp": "ilp", "winner": best}
         add_latencies(results, limit, roles)
     timed = {} if limit is None else {"latency": limit.facts(), **runtime_facts(limit, best)}
-    return _write(session, problem, study, evaluator, finalists[best][0], results, timed)
+    kept = {} if goal is None else {"goal": goal_facts(goal.budget, goal.objective, raced[best])}
+    others = {**timed, **kept}
+    return _write(session, problem, study, evaluator, finalists[best][0], results, others)
 
 
 def _winner(
@@ -151,20 +161,26 @@ def _winner(
     mirror: Mirror,
     evaluator: Evaluator,
     limit: Limit | None,
+    goal: Goal | None,
 ) -> tuple[str, Finalists, dict[str, Trial]]:
     """Role of the winner, finalists and their trials; searches again while it is too slow.
 
     Raises:
-        BudgetError: no search met the limit on latency when it was measured.
+        BudgetError: no search met the limit on latency when it was measured, or nothing in the
+            space keeps the loss.
     """
     while True:
-        with session.clock("search"):
-            finalists = find_finalists(session, problem, study, mirror)
         with session.clock("teacher"):
             evaluator.teacher("validate")
+        with session.clock("search"):
+            finalists = (
+                find_finalists(session, problem, study, mirror)
+                if goal is None
+                else find_smallest(session, problem, study, mirror, goal)
+            )
         with session.clock("verify"):
             raced = race_finalists(session, study, mirror, finalists)
-        ranked = list(raced)
+        ranked = rank(raced, problem, goal)
         if limit is None:
             return ranked[0], finalists, raced
         with session.clock("latency"):
@@ -197,7 +213,7 @@ def _write(
     evaluator: Evaluator,
     winner: Allocation,
     results: dict[str, Any],
-    timed: dict[str, Any],
+    others: dict[str, Any],
 ) -> Result:
     config, loaded = session.config, session.loaded
     model = evaluator.stitched.restore()
@@ -211,7 +227,7 @@ def _write(
         config.out,
         config.activations,
     )
-    facts = {**manifest_facts(session, problem, study, winner, results, weights), **timed}
+    facts = {**manifest_facts(session, problem, study, winner, results, weights), **others}
     write_report(facts, config.out)
     write_manifest(config.out, facts)
     return Result(config.out, facts, winner)

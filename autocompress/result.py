@@ -127,6 +127,16 @@ def budget_facts(problem: Problem, budget: Budget, allocation: Allocation) -> di
     }
 
 
+def goal_facts(budget: Budget, objective: str, winner: Trial) -> dict[str, Any]:
+    """A limit on the loss, what was made small under it, and the winner's loss.
+
+    Args:
+        winner: on validation windows, nats/token.
+    """
+    limit = {"text": budget.text, "limit": budget.limit, "reached": _finite(winner.loss)}
+    return {**limit, "minimized": objective}
+
+
 def trial_facts(problem: Problem, study: Study, predicted: Sensitivities) -> list[dict[str, Any]]:
     """Every evaluation of the study, with all tokens that were spent when it was done.
 

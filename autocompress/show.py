@@ -98,16 +98,6 @@ def tensor_table(facts: dict[str, Any]) -> None:
     )
 
 
-def score_table(facts: dict[str, Any]) -> None:
-    """A packed model's score beside the dense model's."""
-    table = Table(title=f"{facts['tokens']:,} tokens of {facts['data']}")
-    for column in ("model", "KL, nats/token", "perplexity"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for name in ("dense", "packed"):
-        table.add_row(name, loss(facts[name]), number(facts[name]["perplexity"], 2))
-    Console().print(table)
-
-
 def space_table(rows: Sequence[dict[str, Any]]) -> None:
     """The search spaces."""
     table = Table()

@@ -59,8 +59,9 @@ TIERS = (
         "sensitivity",
         "prefix",
         "linearization",
+        "comparison",
     ),
-    ("strategies",),
+    ("strategies", "smallest"),
     (
         *("runtime", "fusion", "integration", "sampling", "text", "lean", "generation"),
         "runtime_facts",
@@ -68,12 +69,12 @@ TIERS = (
     ("progress",),
     ("profiler", "latency_cases", "latency_timing", "latency_model"),
     ("exporters", "report"),
-    ("output", "result", "evaluator", "session", "scoring", "manifest", "benchmark"),
+    ("output", "result", "evaluator", "session", "scoring", "manifest", "benchmark", "tasks"),
     ("verification", "card"),
     ("estimates", "finalists", "latency_local", "latency_setup", "outlier_scores"),
-    ("latency_search",),
+    ("latency_search", "quality_search"),
     ("pipeline", "exporting", "planning"),
-    ("show", "run_commands", "profile_command", "export_commands"),
+    ("show", "run_commands", "profile_command", "eval_command", "export_commands"),
     ("cli", "__main__", "__init__"),  # `__init__` is the facade: it names the public API
 )
 SEES_TORCH = {
@@ -85,7 +86,7 @@ SEES_TORCH = {
     *("manifest", "sampling", "text", "generation", "benchmark", "run_commands"),
     *("runtime_facts", "lean", "backends", "prefix", "gradients", "linearization", "estimates"),
     *("finalists", "parts", "verification", "exporting", "export_commands", "card"),
-    *("outlier_scores", "planning"),
+    *("outlier_scores", "planning", "comparison", "eval_command", "quality_search"),
 }
 TORCH_FREE = {place for places in TIERS for place in places} - SEES_TORCH
 FILE_LINES = 300
