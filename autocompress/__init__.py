@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from autocompress.config import StudyConfig
-    from autocompress.core import Allocation, SearchSpace
+    from autocompress.core import Allocation, CostTable, SearchSpace
     from autocompress.errors import AutocompressError
     from autocompress.exporters.native import load
     from autocompress.levels import Level, parse_level
@@ -35,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Allocation",
     "AutocompressError",
+    "CostTable",
     "Level",
     "Result",
     "SearchSpace",
@@ -49,6 +50,7 @@ __all__ = [
 _HOMES = {
     "Allocation": "autocompress.core",
     "AutocompressError": "autocompress.errors",
+    "CostTable": "autocompress.core",
     "Level": "autocompress.levels",
     "Result": "autocompress.result",
     "SearchSpace": "autocompress.core",

@@ -22,6 +22,7 @@ PROBE = 4  # validation windows that an allocation is first measured on
 PROBES = 6  # of a family, at most, between two measurements on all windows
 NEAR = 0.01  # share of the limit on the loss that may stay unused
 FINE = 0.005  # share of a cost, without what no level changes, that is not worth a measurement
+DOUBT = 0.05  # share of the limit by which an estimate may be off
 HALVINGS = 24  # of the range of costs, while predictions are asked
 
 
@@ -78,7 +79,7 @@ class Gauge:
         return trial
 
 
-@dataclass(frozen=True)
+@dataclass
 class Hunt:
     """Looks in a family of allocations, one for each size, for the smallest that keeps a limit.
 
@@ -98,6 +99,7 @@ class Hunt:
     family: Family
     predict: Predict
     origin: str
+    _known: dict[float, Allocation | None] = field(default_factory=dict, repr=False)
 
     def run(self, gauge: Gauge, start: Allocation, low: float) -> Allocation:
         """The smallest that was measured to keep the limit on all validation windows.
@@ -125,10 +127,10 @@ class Hunt:
         for step in range(PROBES):
             between = self._aim(ratio, low, high) if step % 2 == 0 else None
             between = between or self._inside((low + high) / 2, low, high)
-            between = between or self._inside(math.nextafter(high, low), low, high)
+            between = between or self._inside(high - self._step(high), low, high)
             if between is None:
                 break
-            loss = gauge.estimate(between, self.origin)
+            loss = self._estimate(gauge, between, high)
             ratio = self._ratio(loss, between)
             if loss <= self.limit:
                 found, high = between, self.table.total(between)
@@ -137,6 +139,14 @@ class Hunt:
             if found is not None and self._settled(loss, low, high):
                 break
         return found, low
+
+    def _estimate(self, gauge: Gauge, allocation: Allocation, high: float) -> float:
+        """The loss from a few windows; from all, where it is in doubt and much smaller."""
+        loss = gauge.estimate(allocation, self.origin)
+        gain = high - self.table.total(allocation)
+        if self.limit < loss <= self.limit * (1 + DOUBT) and gain > 4 * self._step(high):
+            return gauge.measure(allocation, self.origin).loss
+        return loss
 
     def _ratio(self, loss: float, allocation: Allocation) -> float:
         predicted = self.predict(allocation)
@@ -154,7 +164,7 @@ class Hunt:
         """The smallest between two costs that predictions, times a ratio, say keeps the limit."""
         found = None
         for _ in range(HALVINGS):
-            if high - low <= self._step(high) / 4:
+            if high - low <= self._step(high):
                 break
             middle = (low + high) / 2
             here = self._inside(middle, low, high)
@@ -166,9 +176,17 @@ class Hunt:
                 low = middle
         return found
 
+    def _best(self, limit: float) -> Allocation | None:
+        """The family's allocation within a limit; the best within more that fits is the best."""
+        for most, known in self._known.items():
+            if known is not None and self.table.total(known) <= limit <= most:
+                return known
+        self._known[limit] = self.family(limit)
+        return self._known[limit]
+
     def _inside(self, limit: float, low: float, high: float) -> Allocation | None:
         """The family's allocation within `limit`, if it costs more than `low`, less than `high`."""
-        found = self.family(limit)
+        found = self._best(limit)
         if found is None or not low < self.table.total(found) < high:
             return None
         return found

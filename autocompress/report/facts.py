@@ -203,6 +203,7 @@ def setting_table(facts: Facts) -> Table:
         ("Model", _joined(model.get("name"), parameters and f"{parameters:,} parameters")),
         ("Fingerprint", _joined(model.get("fingerprint"))),
         ("Search space", _joined(space.get("name"), layers and f"{layers} layers", levels)),
+        ("Limit on the loss", _goal(facts.get("goal") or {})),
         *(("Budget", _budget(budget)) for budget in facts.get("budgets") or ()),
         ("File size", _joined(facts.get("file_bytes") and size(facts["file_bytes"]))),
         ("Dense size", _joined(facts.get("dense_bytes") and size(facts["dense_bytes"]))),
@@ -231,6 +232,15 @@ def _budget(budget: Facts) -> str:
     return (
         f"{budget.get('text', DASH)}: {number(reached, digits)} of at most "
         f"{number(limit, digits)} {unit}".strip()
+    )
+
+
+def _goal(goal: Facts) -> str:
+    if not goal:
+        return ""
+    return (
+        f"{goal['text']}: {number(goal.get('reached'), 4)} of at most {number(goal['limit'], 4)} "
+        f"nats per token on validation windows, with the least {goal['minimized']} found"
     )
 
 

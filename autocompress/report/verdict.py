@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from math import hypot
 
-from autocompress.report.facts import Facts, bits, loss, rivals
+from autocompress.report.facts import Facts, bits, loss, percent, rivals, size
 
 
 def title(facts: Facts) -> str:
@@ -22,6 +23,8 @@ def verdict(facts: Facts) -> str:
         return "The winner was not scored on test windows: nothing can be said about its quality."
     kl = f"its KL to the dense model is {loss(winner['test'])} nats per token on test windows"
     origin = str(winner.get("origin") or "")
+    if facts.get("goal"):
+        return _smallest(facts, found)
     if winner.get("level") or origin.startswith("uniform"):
         name = f"uniform {winner.get('level') or origin.removeprefix('uniform').strip()}".strip()
         return f"No searched allocation beat {name}, which therefore won: {kl}."
@@ -36,6 +39,42 @@ def verdict(facts: Facts) -> str:
     ]
     against = f", {' and '.join(comparisons)}" if comparisons else ""
     return f"{_lead(winner, uniform, origin)}{kl}{against}.{_caveat(winner, uniform)}"
+
+
+def _smallest(facts: Facts, found: Mapping[str, Facts]) -> str:
+    """What was made small under a limit on the loss, beside what else keeps it."""
+    goal, winner = facts["goal"], found["winner"]
+    measure, unit = _measure(goal["minimized"])
+    ours = measure(winner) or 0.0
+    against = []
+    for rival, name in (("uniform", "the smallest uniform"), ("ilp", "the smallest by the ILP")):
+        row = found.get(rival) or {}
+        theirs, loss_there = measure(row), (row.get("validate") or {}).get("kl")
+        if rival == "uniform" and row.get("level"):
+            name = f"{name}, {row['level']}"
+        if theirs is None or loss_there is None:
+            continue
+        if loss_there > goal["limit"]:
+            against.append(
+                f"no uniform level keeps it ({row.get('level') or 'mixed'} loses {loss_there:.4f})"
+            )
+        else:
+            against.append(f"{percent(1 - ours / theirs)} less than {name} ({unit(theirs)})")
+    return (
+        f"The smallest found that keeps {goal['text']} on validation windows (it loses "
+        f"{goal['reached']:.4f}) takes {unit(ours)}: {'; '.join(against)}. On test windows its KL "
+        f"to the dense model is {loss(winner['test'])} nats per token."
+    )
+
+
+def _measure(minimized: str) -> tuple[Callable[[Facts], float | None], Callable[[float], str]]:
+    """How a result's size or time is read, and how it is written."""
+    if minimized == "latency":
+        return (
+            lambda row: (row.get("latency") or {}).get("predicted_ms"),
+            lambda value: f"{value:.3f}\N{NO-BREAK SPACE}ms per token, predicted",
+        )
+    return lambda row: row.get("total_bytes"), size
 
 
 def _test_loss(result: Facts) -> float | None:
