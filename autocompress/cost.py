@@ -58,8 +58,8 @@ def parse_budget(text: str, space: SearchSpace, dense_ms: float | None = None) -
     Args:
         text: a positive number and a unit: bits; B, kB, MB, GB, KiB, MiB, GiB; % of the parameters
             in scope that products still multiply with, and so of these layers' FLOPs; ms per
-            token, tokens/s, or x, the speed-up over the dense model in 16 bits at the same target; KL,
-            a loss in nats per token.
+            token, tokens/s, or x, the speed-up over the dense model in 16 bits at the same target;
+            KL, a loss in nats per token.
         space: its number of weights turns effective bits into bits, % into parameters.
         dense_ms: latency of the dense model, ms per token; needed for 'x'.
 

@@ -57,7 +57,6 @@ def search(model: Path, out: Path, *arguments: object, **settings: object) -> Ra
         ("3.5bitz", ("must be a positive number and one of the units", "'3.5bitz'", "3.5bits")),
         ("3.5", ("one of the units", "'3.5'", "such as 3.5bits")),
         ("-3bits", ("must be a positive number", "'-3bits'")),
-        ("10%", ("'10%'", "size relative to dense cannot be limited yet")),
         ("0.00001KL", ("must be at least 0.0", "loses on validation windows", "more bits")),
         ("1bits", ("must be at least 2.", "Got 1bits", "raise the budget")),
         ("60kB", ("must be at least ", "kB", "Got 60kB")),
