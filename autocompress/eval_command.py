@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-Folder = Annotated[Path, typer.Argument(help="Result of a search.")]
+Folder = Annotated[Path, typer.Argument(help="Result of a search, or any GGUF file.")]
 Data = Annotated[
     str | None, typer.Option(help="Any text; default the search's own text, its test windows.")
 ]
@@ -45,20 +45,21 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a packed model against its dense model: on test windows, any text, lm-eval tasks."""
+    from autocompress.gguf_files import only_gguf
     from autocompress.progress import terminal_progress
-    from autocompress.scoring import evaluate as score
 
-    facts = score(
-        folder,
-        data,
-        model=model,
-        window=window,
-        tokens=tokens,
-        tasks=task or (),
-        task_folder=task_folder,
-        limit=limit,
-        progress=terminal_progress(),
-    )
+    settings: dict[str, Any] = {"model": model, "window": window, "tokens": tokens}
+    settings["progress"] = terminal_progress()
+    gguf = only_gguf(folder)
+    if gguf is not None:
+        from autocompress.gguf_scoring import evaluate_gguf
+
+        facts = evaluate_gguf(gguf, data, **settings)
+    else:
+        from autocompress.scoring import evaluate as score
+
+        wanted: dict[str, Any] = {"tasks": task or (), "task_folder": task_folder, "limit": limit}
+        facts = score(folder, data, **settings, **wanted)
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
     else:
@@ -78,11 +79,16 @@ def _show(facts: dict[str, Any]) -> None:
     for column, _ in FIGURES.values():
         table.add_column(column, justify="right")
     for name in ("dense", "packed"):
+        if facts[name] is None:  # the dense model of a stranger's file
+            continue
         cells = (number(facts[name][it], digits) for it, (_, digits) in FIGURES.items())
         table.add_row(name, *cells)
     console = Console()
     console.print(table)
     packed = facts["packed"]
+    if packed["kl"] is None:
+        console.print("Name the dense model with --model to compare with it.")
+        return
     console.print(
         f"KL in nats/token, ± {packed['kl_stderr']:.4f} and ± {packed['kl_reverse_stderr']:.4f}; "
         f"{packed['kl_top']:.4f} as a search measures it, on the 512 likeliest tokens.",

@@ -13,12 +13,17 @@ MAGIC = b"GGUF"
 SHOWN = 200  # characters of a metadata value; a tokenizer's tokens are counted, not shown
 
 
-def foreign_gguf(path: Path) -> Path | None:
-    """The GGUF file that a path names: itself, or the only one in a folder that is no result."""
+def only_gguf(path: Path) -> Path | None:
+    """The GGUF file that a path names: itself, or the only one in a folder."""
     if path.is_file():
         return path if path.suffix == ".gguf" else None
     found = sorted(path.glob("*.gguf")) if path.is_dir() else []
-    return found[0] if len(found) == 1 and not (path / MANIFEST).exists() else None
+    return found[0] if len(found) == 1 else None
+
+
+def foreign_gguf(path: Path) -> Path | None:
+    """The same, but for folders that we wrote: their manifest says more."""
+    return None if path.is_dir() and (path / MANIFEST).exists() else only_gguf(path)
 
 
 def read_gguf(path: Path) -> Any:  # gguf.GGUFReader

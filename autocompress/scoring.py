@@ -83,12 +83,12 @@ def evaluate(
         "data": text,
         "activations": activations or packed.config.quantization_config.activations,
         "backends": used_backends(packed),
-        **_text_facts(found, windows, tokenizer),
+        **text_facts(found, windows, tokenizer),
         "tasks": score_tasks(models, tokenizer, tasks, task_folder, limit, shown),
     }
 
 
-def _text_facts(found: Comparison, windows: np.ndarray, tokenizer: Any) -> dict[str, Any]:
+def text_facts(found: Comparison, windows: np.ndarray, tokenizer: Any) -> dict[str, Any]:
     """Both models' figures on the windows, and how much text these are."""
     size = sum(map(len, predicted_text(windows, tokenizer)))
     distances = ("kl", "kl_reverse", "kl_top")

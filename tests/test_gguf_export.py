@@ -244,3 +244,25 @@ def test_what_the_runtime_takes():
 )
 def test_tokenizers_are_told_apart_by_how_they_split(described, name):
     assert pre_tokenizer(described) == name
+
+
+def test_eval_scores_an_export_beside_its_dense_model(exported):
+    file = exported / "model.gguf"
+    settings = ("--window", 64, "--tokens", 256)
+    facts = command("eval", file, *settings, "--json").json()
+    assert 0 < facts["packed"]["kl"] < 0.1
+    assert facts["packed"]["perplexity"] == pytest.approx(facts["dense"]["perplexity"], rel=0.1)
+    shown = command("eval", exported, *settings)
+    assert shown.code == 0, shown.err
+    assert "packed" in shown.out
+
+
+def test_eval_of_a_strangers_file_is_perplexity_alone(exported, tmp_path):
+    shutil.copy(exported / "model.gguf", tmp_path / "stranger.gguf")
+    ran = command("eval", tmp_path, "--window", 64, "--tokens", 128, "--json")
+    facts = ran.json()
+    assert facts["dense"] is None
+    assert facts["packed"]["kl"] is None
+    assert 1 < facts["packed"]["perplexity"] < 200
+    refused = command("eval", tmp_path, "--window", 64, "--tokens", 1)
+    assert refused.code == 2

@@ -70,7 +70,7 @@ TIERS = (
     ("profiler", "latency_cases", "latency_timing", "latency_model"),
     ("exporters", "report"),
     ("output", "result", "evaluator", "session", "scoring", "manifest", "benchmark", "tasks"),
-    ("verification", "card"),
+    ("verification", "card", "gguf_scoring"),
     ("estimates", "finalists", "latency_local", "latency_setup", "outlier_scores"),
     ("latency_search", "quality_search"),
     ("pipeline", "exporting", "planning"),
@@ -87,6 +87,7 @@ SEES_TORCH = {
     *("runtime_facts", "lean", "backends", "prefix", "gradients", "linearization", "estimates"),
     *("finalists", "parts", "verification", "exporting", "export_commands", "card"),
     *("outlier_scores", "planning", "comparison", "eval_command", "quality_search"),
+    "gguf_scoring",
 }
 TORCH_FREE = {place for places in TIERS for place in places} - SEES_TORCH
 FILE_LINES = 300

@@ -110,14 +110,14 @@ def measure(session: Session, dense: Teacher, levels: dict[str, str]) -> dict[st
     }
 
 
-def grid(run: Run, only: str | None) -> None:
+def grid(run: Run, only: str | None, types: tuple[str, ...]) -> None:
     """One type everywhere: the encoder's codes and GPTQ's beside the same scales."""
-    space = write_space(run.out / "grid.toml", GRID, only)
+    space = write_space(run.out / "grid.toml", types, only)
     dense = None
     for way, settings in WAYS.items():
         session = built(run.config(f"grid-{way}", space, **settings))
         dense = dense or reference(session)
-        for kind in GRID:
+        for kind in types:
             level = parse_level(kind)
             rows = zip(session.space.layers, session.space.levels, strict=True)
             chosen = {layer.name: kind for layer, allowed in rows if level in allowed}
@@ -180,6 +180,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--text", help="what is calibrated and judged on; default built-in")
     parser.add_argument("--only", help="pattern of the layers that are quantized")
+    parser.add_argument("--types", nargs="+", default=GRID, help="of the grid")
     parser.add_argument("--spend", type=int, default=30000, help="tokens of a search")
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--tokens", type=int, nargs=4, default=[16384, 16384, 8192, 16384])
@@ -188,7 +189,7 @@ def main() -> None:
     model = None if given.model == "default" else given.model
     run = Run(model, given.out, given.text, given.window, SplitTokens(*given.tokens))
     if given.study == "grid":
-        grid(run, given.only)
+        grid(run, given.only, tuple(given.types))
     else:
         mixes(run, given.spend)
 

@@ -44,8 +44,8 @@ class Recipe:
     vocabulary: int
     batch: int
     window: int
-    warmup: int = 40  # steps
-    peak: float = 3e-3  # learning rate
+    warmup: int = 30  # steps
+    peak: float = 4e-3  # learning rate
 
 
 def make_model(recipe: Recipe) -> transformers.LlamaForCausalLM:
@@ -58,6 +58,7 @@ def make_model(recipe: Recipe) -> transformers.LlamaForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=1024,
+        initializer_range=1 / 16,  # 256 ** -0.5: at the usual 0.02 blocks learn late
         tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=0,
