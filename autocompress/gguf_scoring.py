@@ -91,10 +91,8 @@ def _decoded(path: Path) -> tuple[Any, Any]:
     Raises:
         ModelError: transformers cannot decode it.
     """
-    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    transformers.utils.logging.disable_progress_bar()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32
