@@ -54,11 +54,7 @@ def build_database(
     Raises:
         DatabaseError: another process is building here, or an existing file is damaged.
     """
-    wanted = {
-        module: [lv for lv in levels if not isinstance(lv, Dense)]
-        for layer, levels in zip(space.layers, space.levels, strict=True)
-        for module in layer.modules
-    }
+    wanted = _wanted(space)
     missing = [m for m, levels in wanted.items() if any((m, lv) not in database for lv in levels)]
     message = f"one process at a time may build '{database.path}'. Got a second one. Wait for it."
     with exclusive(database.path / "lock", DatabaseError, message):
@@ -71,13 +67,26 @@ def build_database(
 
 def lacking_bytes(database: LevelDatabase, space: SearchSpace) -> dict[Level, int]:
     """Level -> bytes of what the database lacks of it, by arithmetic."""
+    shapes = {
+        module: shape
+        for layer in space.layers
+        for module, shape in zip(layer.modules, layer.shapes, strict=True)
+    }
     found: dict[Level, int] = {}
-    for layer, levels in zip(space.layers, space.levels, strict=True):
-        for module, shape in zip(layer.modules, layer.shapes, strict=True):
-            for level in levels:
-                if (module, level) not in database and not isinstance(level, Dense):
-                    found[level] = found.get(level, 0) + level.storage_bits(shape) // 8
+    for module, levels in _wanted(space).items():
+        for level in levels:
+            if (module, level) not in database:
+                found[level] = found.get(level, 0) + level.storage_bits(shapes[module]) // 8
     return found
+
+
+def _wanted(space: SearchSpace) -> dict[str, list[Level]]:
+    """Module -> levels that the database must hold of it."""
+    return {
+        module: [lv for lv in levels if not isinstance(lv, Dense)]
+        for layer, levels in zip(space.layers, space.levels, strict=True)
+        for module in layer.modules
+    }
 
 
 class _Builder:

@@ -50,7 +50,7 @@ Dtype = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
 Budget = Annotated[
     list[str] | None,
     typer.Option(
-        help="Limit such as 3.5bits, 80MB, 12ms, 80tokens/s, 2x or 0.05KL; repeat for several."
+        help="Limit: 3.5bits, 80MB, 50% of parameters, 12ms, 80tokens/s, 2x or 0.05KL; several."
     ),
 ]
 Minimize = Annotated[

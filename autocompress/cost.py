@@ -219,10 +219,12 @@ def choose(
         if budget.limit < least:
             word = "fast" if budget.cost == LATENCY else "cheap"
             change = "lower" if budget_unit(budget) in INVERSE else "raise"
+            pinned = sum(len(allowed) == 1 for allowed in space.levels)
+            free = f" free some of the {pinned} layers with one level," if pinned else ""
             raise BudgetError(
                 f"budget must be {_write(space, budget, least, up=True)}, the {word}est "
                 f"allocation of '{space.name}'. Got {budget.text}. "
-                f"Add a {word}er level or {change} the budget."
+                f"Add a {word}er level{',' if free else ''}{free} or {change} the budget."
             )
     limits = [(find_table(costs, budget.cost), budget.limit) for budget in budgets]
     if prices is None:

@@ -176,7 +176,7 @@ def complete_database(session: Session) -> None:
             progress=advance,
         )
     for level, size in lacking.items():
-        spent = database.seconds[str(level)]
+        spent = database.seconds.get(str(level), 0.0)
         session.progress.say(f"level database: {level} took {spent:,.1f} s, {size / 1e6:,.1f} MB")
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
@@ -14,10 +12,11 @@ from typing import Any, Self
 from autocompress.core import Layer, SearchSpace
 from autocompress.errors import LevelError, SpaceError
 from autocompress.levels import Level, parse_level
+from autocompress.patterns import at_least, check_matches, matches
 from autocompress.tables import check_keys, did_you_mean, read_strings, read_toml
 
 SCOPES = ("blocks", "embedding", "head")
-KEYS = ("name", "levels", "scope", "tie", "pins", "override")
+KEYS = ("name", "levels", "scope", "tie", "pins", "override", "minimum")
 
 Levels = tuple[Level, ...]
 Pin = tuple[str, Level]  # (pattern, level)
@@ -39,6 +38,7 @@ class SpaceConfig:
         pins: (pattern, level): the only level of the matching layers, in `levels` or not. Pins win
             over overrides; the first matching pin wins.
         overrides: (pattern, levels) instead of `levels`; the first matching override wins.
+        minimums: (pattern, level): matching layers keep the levels that store no less than this.
         description: the comment at the top of the file, "When to use: ...".
     """
 
@@ -48,6 +48,7 @@ class SpaceConfig:
     tie: tuple[tuple[str, ...], ...] = ()
     pins: tuple[Pin, ...] = ()
     overrides: tuple[tuple[str, Levels], ...] = ()
+    minimums: tuple[Pin, ...] = ()
     description: str = ""
 
     @classmethod
@@ -71,8 +72,9 @@ class SpaceConfig:
             levels=_read_levels(table, "levels"),
             scope=_read_scope(table.get("scope", ["blocks"])),
             tie=_read_tie(table.get("tie", [])),
-            pins=_read_pins(table.get("pins", {})),
+            pins=_read_pins(table.get("pins", {}), "pins"),
             overrides=_read_overrides(table.get("override", [])),
+            minimums=_read_pins(table.get("minimum", {}), "minimum"),
             description=description,
         )
 
@@ -132,7 +134,7 @@ def build_space(
     together: Whole | None = None,
     shapes: bool = True,
 ) -> SearchSpace:
-    """The search space of a model: ties, then overrides, then pins.
+    """The search space of a model: ties, then overrides, then pins, then minimums.
 
     A tie group applies to those of its modules that exist; a model without any of them, or with
     one, is left as it is.
@@ -155,9 +157,11 @@ def build_space(
     tied = _tie(layers, config.tie, together or (lambda name: None))
     pinned = tuple((pattern, (level,)) for pattern, level in (*pins, *config.pins))
     rules = (*pinned, *config.overrides)
-    for pattern, _ in rules:
-        _check_matches(pattern, tied)
-    allowed = tuple(_allowed(layer, rules, config.levels) for layer in tied)
+    for pattern, _ in (*rules, *config.minimums):
+        check_matches(pattern, tied)
+    allowed = tuple(
+        at_least(layer, _allowed(layer, rules, config.levels), config.minimums) for layer in tied
+    )
     if shapes:
         _check_shapes(tied, allowed)
     return SearchSpace(config.name, tied, allowed)
@@ -190,7 +194,7 @@ def _fuse(members: Sequence[Layer], key: tuple[str, int | str | None]) -> Layer:
 def _allowed(layer: Layer, rules: Sequence[tuple[str, Levels]], default: Levels) -> Levels:
     """The levels of a layer: those of the first rule that matches, for all its modules alike."""
     per_module = {
-        module: next((lv for pattern, lv in rules if _matches(pattern, module, layer)), default)
+        module: next((lv for pattern, lv in rules if matches(pattern, module, layer)), default)
         for module in layer.modules
     }
     if len(set(per_module.values())) > 1:
@@ -208,21 +212,6 @@ def _check_shapes(layers: Sequence[Layer], allowed: Sequence[Levels]) -> None:
             layer.storage_bits(level)
         except LevelError as error:
             raise SpaceError(f"layer '{layer.name}' cannot take {level}: {error}") from error
-
-
-def _matches(pattern: str, module: str, layer: Layer) -> bool:
-    return fnmatchcase(module, pattern) or fnmatchcase(layer.name, pattern)
-
-
-def _check_matches(pattern: str, layers: Sequence[Layer]) -> None:
-    if any(_matches(pattern, module, layer) for layer in layers for module in layer.modules):
-        return
-    names = [module for layer in layers for module in layer.modules]
-    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
-    raise SpaceError(
-        f"a pattern must match the name of at least one layer in scope. '{pattern}' matches none. "
-        f"Near names: {', '.join(near)}."
-    )
 
 
 def _keys(levels: Levels) -> str:
@@ -273,14 +262,15 @@ def _read_tie(value: Any) -> tuple[tuple[str, ...], ...]:
     return groups
 
 
-def _read_pins(value: Any) -> tuple[Pin, ...]:
+def _read_pins(value: Any, where: str) -> tuple[Pin, ...]:
     if not isinstance(value, Mapping):
-        raise SpaceError(f"'pins' must be a table of pattern = level. Got {value!r}.")
+        raise SpaceError(f"'{where}' must be a table of pattern = level. Got {value!r}.")
     for pattern, key in value.items():
         if not isinstance(key, str):
             raise SpaceError(
-                f'a pin must be a level in quotes, "*.layers.0.*" = "dense". Got {pattern} = '
-                f"{key!r}. Quote the pattern: dots outside quotes start a new table."
+                f"'{where}' must hold levels in quotes, "
+                f'"*.layers.0.*" = "dense". Got {pattern} = {key!r}. '
+                f" Quote the pattern: dots outside quotes start a new table."
             )
     return tuple((pattern, parse_level(key)) for pattern, key in value.items())
 

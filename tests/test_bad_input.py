@@ -62,6 +62,8 @@ def search(model: Path, out: Path, *arguments: object, **settings: object) -> Ra
         ("60kB", ("must be at least ", "kB", "Got 60kB")),
         ("16.1bits", ("must be at most 16.00 bits", "Got 16.1bits", "Lower the budget")),
         ("10MB", ("must be at most", "Got 10MB")),
+        ("50%", ("must be at least 100.00 %", "the cheapest", "Got 50%")),
+        ("101%", ("must be at most 100.00 %", "Got 101%")),
         (" ", ("a budget must not be blank",)),
     ],
 )
@@ -236,6 +238,16 @@ SPACE = 'name = "mine"\nlevels = ["w3g64", "w4g64"]\n'
             ("'*.dwn_proj' matches none", "down_proj"),
         ),
         (SPACE + 'scope = ["block"]\n', ("'block'", "'blocks'?")),
+        (SPACE.replace("w4g64", "s0"), ("above 0 % and below 100 %", "Got 0 %", "mine.toml")),
+        (SPACE.replace("w4g64", "s100+w4g64"), ("above 0 % and below 100 %", "Got 100 %")),
+        (SPACE.replace("w4g64", "r65"), ("at most 64, the full rank of", "cannot take r65")),
+        (SPACE.replace("w4g64", "3:2"), ("keep n of each m inputs", "Got '3:2'")),
+        (SPACE.replace("w4g64", "s50+2:4"), ("must not repeat a part", "Got 's50+2:4'")),
+        (
+            SPACE + '[pins]\n"*" = "w8g64"\n',
+            ("at least 8.", "free some of the 21 layers", "3.5bits"),
+        ),
+        (SPACE + '[minimum]\n"*.mlp.*" = "w8g64"\n', ("minimum must leave", "all below w8g64")),
         ("levels = [\n", ("must be TOML",)),
     ],
 )

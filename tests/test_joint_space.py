@@ -7,14 +7,16 @@ from toys import SMOLLM2, toy_space
 
 import autocompress
 from autocompress.backends import BACKENDS
+from autocompress.build import lacking_bytes
 from autocompress.core import Allocation, Layer, SearchSpace
+from autocompress.database import LevelDatabase
 from autocompress.errors import SpaceError
 from autocompress.exporters.native import other_bytes, save_native
 from autocompress.generation import make_decoder
 from autocompress.integration import WEIGHTS
 from autocompress.latency_cases import find_backend, in_parts
 from autocompress.lean import LeanDecoder, lean_decoder
-from autocompress.levels import parse_level
+from autocompress.levels import Dense, parse_level
 from autocompress.models import find_layers
 from autocompress.runtime import packed_modules
 from autocompress.spaces import SpaceConfig, build_space, list_spaces
@@ -191,7 +193,10 @@ def test_a_search_over_a_joint_space_ends_in_a_model(tiny_folder, tmp_path):
     assert torch.isfinite(logits_of(model)).all()
 
 
-@pytest.mark.parametrize("name", ["sparse-unstructured", "sparse-2-4", "lowrank", "joint-cpu"])
+@pytest.mark.parametrize(
+    "name",
+    ["sparse-unstructured", "sparse-2-4", "lowrank", "joint-cpu", "joint-everything", "ct-vllm"],
+)
 def test_the_shipped_spaces_fit_the_default_model(name):
     config = {it.name: it for it in list_spaces()}[name]
     layers = toy_space(1, shapes=SMOLLM2).layers
@@ -200,10 +205,23 @@ def test_the_shipped_spaces_fit_the_default_model(name):
     assert min(sizes) > 0
 
 
+def test_forty_levels_of_the_default_model_stay_below_4_gb(tmp_path):
+    config = {it.name: it for it in list_spaces()}["joint-everything"]
+    space = build_space(config, toy_space(30, shapes=SMOLLM2).layers)
+    assert len(config.levels) == 40
+    sizes = lacking_bytes(LevelDatabase(tmp_path, {}), space)
+    rows = sum(rows for layer in space.layers for rows, _ in layer.shapes)  # a float32 error each
+    assert len(sizes) == 39  # all but dense
+    assert 1.9e9 < sum(sizes.values()) + 4 * rows * len(sizes) < 2.2e9
+
+
 @pytest.mark.skipif(KERNELS is not None, reason=str(KERNELS))
-def test_every_level_of_joint_cpu_has_a_native_kernel():
-    config = {it.name: it for it in list_spaces()}["joint-cpu"]
+@pytest.mark.parametrize("name", ["joint-cpu", "joint-everything"])
+def test_every_level_has_a_native_kernel(name):
+    config = {it.name: it for it in list_spaces()}[name]
     for level in config.levels:
+        if isinstance(level, Dense):
+            continue
         for shape in SMOLLM2.values():
             assert BACKENDS["native"].supports(level, shape, "a8") is None
 

@@ -47,6 +47,7 @@ TIERS = (
             "latency_store",
             "latency",
             "domination",
+            "patterns",
         ),
     ),
     ("models", "parts", "gguf_files", "experts", "tracing", "operators", "machine", "backends"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,8 @@ tie = [["q", "k", "v"], ["gate", "up"]]
 [pins]
 "*.0.*" = "w8"
 "m.1.down" = "dense"
+[minimum]
+"*.q" = "w3g64"
 [[override]]
 layers = "*.down"
 levels = ["w4g64", "w8g64"]
@@ -70,6 +73,7 @@ def test_file_becomes_config(tmp_path: Path) -> None:
         tie=TIE,
         pins=(("*.0.*", Quantize(8)), ("m.1.down", Dense())),
         overrides=(("*.down", (W4, Quantize(8, 64))), ("*", (Quantize(3, 64),))),
+        minimums=(("*.q", Quantize(3, 64)),),
         description="When to use: never, it is a test.",
     )
 
@@ -101,6 +105,9 @@ def test_file_becomes_config(tmp_path: Path) -> None:
         ('"*.0.*" = "w8"', '"*.0.*" = "w9"', "bits must be one of .*Got 9"),
         ('"*.0.*" = "w8"', '"*.0.*" = "w8', r"space\.toml' must be TOML.*line 9"),
         ("[pins]", "[[pins]]", "'pins' must be a table"),
+        ('"*.q" = "w3g64"', '"*.q" = 3', "'minimum' must hold levels in quotes.*Quote the pattern"),
+        ('"*.q" = "w3g64"', '"*.q" = "w7"', "bits must be one of .*Got 7"),
+        ("[minimum]", "[minimums]", r"Got 'minimums'\. Did you mean 'minimum'"),
         ("[[override]]", "[override]", "must be TOML"),
     ],
 )
@@ -127,7 +134,10 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 def test_built_in_spaces() -> None:
     spaces = {space.name: space for space in list_spaces()}
-    assert {"quant-2-8", "quant-2-8-tied", "head-and-embedding"} <= set(spaces)
+    assert {
+        *("quant-2-8", "quant-2-8-tied", "head-and-embedding", "gguf-k-quants", "ct-vllm"),
+        *("sparse-unstructured", "sparse-2-4", "lowrank", "joint-cpu", "joint-everything"),
+    } <= set(spaces)
     assert [path.stem for path in sorted(space_folder().glob("*.toml"))] == list(spaces)
     assert all(space.description.startswith("When to use: ") for space in spaces.values())
     quantized = [level for level in spaces["quant-2-8"].levels if isinstance(level, Quantize)]
@@ -257,3 +267,33 @@ def test_pinned_space_still_has_uniform_allocations() -> None:
     space = build_space(config(pins=(("*.0.*", parse_level("dense")),)), model_layers())
     assert space.uniform(W2) in space
     assert space.uniform_levels() == (W2, W4)
+
+
+def test_a_minimum_leaves_what_stores_no_less() -> None:
+    keys = ("w2g64", "s50+w3g64", "w3g64", "2:4", "dense")
+    levels = tuple(map(parse_level, keys))
+    wide = [Layer(f"m.{i}.{n}", (f"m.{i}.{n}",), ((64, 64),)) for i in (0, 1) for n in ("q", "k")]
+    space = SpaceConfig("x", levels, minimums=(("*.q", parse_level("w3g64")),))
+    found = build_space(space, wide)
+    got = {
+        layer.name: [str(level) for level in row]
+        for layer, row in zip(found.layers, found.levels, strict=True)
+    }
+    assert got["m.0.q"] == got["m.1.q"] == ["w3g64", "2:4", "dense"]
+    assert got["m.0.k"] == list(keys)
+    tied = build_space(replace(space, tie=(("q", "k"),)), wide)  # one module is enough
+    assert [len(row) for row in tied.levels] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pins": (("*.0.q", W2),)}, r"minimum must leave .* 'm\.0\.q' has w2g64, all below w4g64"),
+        ({"minimums": (("*.x", W4),)}, r"'\*\.x' matches none"),
+        ({"minimums": (("*.q", parse_level("r50")),)}, r"'m\.0\.q' must be able to .* Got r50"),
+    ],
+)
+def test_minimums_that_cannot_be(changes: dict[str, object], message: str) -> None:
+    usual: dict[str, object] = {"minimums": (("*.q", W4),)}
+    with pytest.raises(SpaceError, match=message):
+        build_space(config(**{**usual, **changes}), model_layers())
