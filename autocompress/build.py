@@ -22,7 +22,7 @@ from autocompress.core import SearchSpace
 from autocompress.database import LevelDatabase
 from autocompress.errors import DatabaseError
 from autocompress.files import exclusive, fingerprint
-from autocompress.levels import Dense, Level, Shape
+from autocompress.levels import UNCHANGED, Dense, Drop, Level, Shape
 from autocompress.models import module_name, set_weight, weight_of
 from autocompress.operators import Solution, Solver, Statistics, solve
 from autocompress.tracing import hidden_states, input_groups
@@ -83,9 +83,9 @@ def lacking_bytes(database: LevelDatabase, space: SearchSpace) -> dict[Level, in
 def _wanted(space: SearchSpace) -> dict[str, list[Level]]:
     """Module -> levels that the database must hold of it."""
     return {
-        module: [lv for lv in levels if not isinstance(lv, Dense)]
+        module: list(dict.fromkeys(lv for lv in stored if not isinstance(lv, UNCHANGED)))
         for layer, levels in zip(space.layers, space.levels, strict=True)
-        for module in layer.modules
+        for module, stored in zip(layer.modules, layer.stored_at(levels), strict=True)
     }
 
 
@@ -217,9 +217,10 @@ def _families(levels: Sequence[Level]) -> list[list[Level]]:
 
 
 def nearest(level: Level, allowed: Sequence[Level], shape: Shape) -> Level:
-    """The allowed level closest in storage at a shape; dense if nothing is allowed."""
+    """The allowed level closest in storage at a shape; dense if none keeps anything."""
     bits = level.storage_bits(shape)
-    return min(allowed, key=lambda lv: abs(lv.storage_bits(shape) - bits), default=Dense())
+    keeping = [lv for lv in allowed if not isinstance(lv, Drop)]
+    return min(keeping, key=lambda lv: abs(lv.storage_bits(shape) - bits), default=Dense())
 
 
 def input_statistics(inputs: Tensor | None, width: int) -> Statistics:

@@ -213,7 +213,7 @@ def spaces(as_json: Json = False) -> None:
             "name": space.name,
             "levels": list(map(str, space.levels)),
             "scope": list(space.scope),
-            "tie": [list(group) for group in space.tie],
+            "tie": space.tie if isinstance(space.tie, str) else list(map(list, space.tie)),
             "description": space.description,
         }
         for space in list_spaces()

@@ -11,35 +11,12 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from autocompress.errors import SpaceError
-from autocompress.levels import Level, Shape
+from autocompress.layers import Layer as Layer
+from autocompress.levels import Drop, Level
 from autocompress.predictions import Estimate, Linearization
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One linear map as the runtime sees it; its modules always share one level.
-
-    Args:
-        name: unique; the module's name, or the joined name of tied modules.
-        modules: dotted names in the model; fused q/k/v is one layer with three modules.
-        shapes: (out, in) of each module's weight.
-    """
-
-    name: str
-    modules: tuple[str, ...]
-    shapes: tuple[Shape, ...]
-
-    @property
-    def weights(self) -> int:
-        """Dense parameters of the layer."""
-        return sum(rows * width for rows, width in self.shapes)
-
-    def storage_bits(self, level: Level) -> int:
-        """Bits on disk of the whole layer at `level`."""
-        return sum(level.storage_bits(shape) for shape in self.shapes)
 
 
 @dataclass(frozen=True)
@@ -47,6 +24,11 @@ class Allocation:
     """One level per layer, aligned with the space's layers: the genome and the cache key."""
 
     levels: tuple[Level, ...]
+
+    @property
+    def keeps_some(self) -> bool:
+        """Whether anything of the layers is left."""
+        return not all(isinstance(level, Drop) for level in self.levels)
 
     def swap(self, index: int, level: Level) -> Allocation:
         """A copy with layer `index` at `level`."""
@@ -67,8 +49,13 @@ class SearchSpace:
     levels: tuple[tuple[Level, ...], ...]  # per layer, in file order, no duplicates
 
     def __contains__(self, allocation: Allocation) -> bool:
-        return len(allocation.levels) == len(self.layers) and all(
-            level in allowed for level, allowed in zip(allocation.levels, self.levels, strict=True)
+        return (
+            len(allocation.levels) == len(self.layers)
+            and all(
+                level in allowed
+                for level, allowed in zip(allocation.levels, self.levels, strict=True)
+            )
+            and allocation.keeps_some
         )
 
     @property
@@ -81,10 +68,12 @@ class SearchSpace:
         return tuple(dict.fromkeys(level for allowed in self.levels for level in allowed))
 
     def uniform_levels(self) -> tuple[Level, ...]:
-        """The levels that every layer with a choice may take."""
+        """The levels that every layer with a choice may take, but not to drop all of them."""
         free = [allowed for allowed in self.levels if len(allowed) > 1]
         return tuple(
-            level for level in self.all_levels() if all(level in allowed for allowed in free)
+            level
+            for level in self.all_levels()
+            if not isinstance(level, Drop) and all(level in allowed for allowed in free)
         )
 
     def uniform(self, level: Level) -> Allocation:
@@ -102,6 +91,14 @@ class SearchSpace:
         return Allocation(
             tuple(level if level in allowed else allowed[0] for allowed in self.levels)
         )
+
+    def module_levels(self, allocation: Allocation) -> dict[str, Level]:
+        """What each module stores: module -> level."""
+        return {
+            name: own
+            for layer, level in zip(self.layers, allocation.levels, strict=True)
+            for name, own in zip(layer.modules, layer.module_levels(level), strict=True)
+        }
 
     def neighbours(self, allocation: Allocation, index: int) -> tuple[Level, ...]:
         """The other levels layer `index` may take."""

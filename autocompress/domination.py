@@ -52,7 +52,7 @@ def _figures(
     layer: Layer, index: int, level: Level, costs: Sequence[CostTable], error: ErrorOf
 ) -> tuple[float, ...]:
     """Everything that should be small."""
-    errors = (error(module, level) for module in layer.modules)
+    errors = map(error, layer.modules, layer.module_levels(level))
     return (*(table.entries[index][level] for table in costs), *errors)
 
 

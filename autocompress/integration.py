@@ -19,7 +19,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from autocompress.errors import ModelError
 from autocompress.experts import unfuse_experts
 from autocompress.levels import parse_level
-from autocompress.runtime import ACTIVATIONS, pack_modules
+from autocompress.packing import pack_modules
+from autocompress.runtime import ACTIVATIONS
 from autocompress.targets import MODES
 
 METHOD = "autocompress"
@@ -34,6 +35,7 @@ class PackedConfig(QuantizationConfigMixin):
     Args:
         levels: module name -> level key; modules not named are dense.
         format: version of the file layout.
+        removed: module -> how many values it returned; taken out, with all modules in it.
         activations: what kernels round them to: 'int8', 'bfloat16' or 'float32' (not at all).
     """
 
@@ -42,10 +44,12 @@ class PackedConfig(QuantizationConfigMixin):
         levels: dict[str, str],
         format: int = FORMAT,
         activations: str = ACTIVATIONS,
+        removed: dict[str, int] | None = None,
         **unknown: Any,
     ) -> None:
         self.quant_method: Any = METHOD
         self.levels, self.format, self.activations = levels, format, activations
+        self.removed = removed or {}
         if format != FORMAT:
             raise ModelError(
                 f"this autocompress reads format {FORMAT}. Got format {format}. Upgrade it."
@@ -73,8 +77,9 @@ class PackedQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         unfuse_experts(model)
-        levels = {k: parse_level(v) for k, v in self.quantization_config.levels.items()}
-        pack_modules(model, levels, model.dtype, self.quantization_config.activations)
+        config = self.quantization_config
+        levels = {k: parse_level(v) for k, v in config.levels.items()}
+        pack_modules(model, levels, model.dtype, config.activations, config.removed)
         return model
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:

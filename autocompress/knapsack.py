@@ -36,13 +36,13 @@ class Region:
 
 
 def cheapest(space: SearchSpace, table: CostTable) -> Allocation:
-    """The allocation of least cost, whatever its loss."""
-    return Allocation(
-        tuple(
-            min(allowed, key=entry.__getitem__)
-            for allowed, entry in zip(space.levels, table.entries, strict=True)
-        )
-    )
+    """The allocation of least cost, whatever its loss, that keeps some layer."""
+    rows = list(zip(space.levels, table.entries, strict=True))
+    found = Allocation(tuple(min(allowed, key=entry.__getitem__) for allowed, entry in rows))
+    if found.keeps_some:
+        return found
+    one = [found.swap(i, lv) for i, (allowed, _) in enumerate(rows) for lv in allowed]
+    return min((it for it in one if it.keeps_some), key=table.total)
 
 
 def solve_knapsack(
@@ -55,8 +55,8 @@ def solve_knapsack(
 ) -> Allocation | None:
     """The allocation of least total price within every limit and region, or None if there is none.
 
-    HiGHS works to a tolerance and limits do not: an answer that is over by one bit is forbidden
-    and the problem solved again. Deterministic, but for `seconds`.
+    HiGHS works to a tolerance and limits do not: an answer that is over by one bit, or drops every
+    layer, is forbidden and the problem solved again. Deterministic, but for `seconds`.
 
     Args:
         prices: per layer, level -> price. Infinite and NaN prices count as ten times the
@@ -82,7 +82,7 @@ def solve_knapsack(
         if chosen is None:
             return None
         found = Allocation(tuple(picks[index][1] for index in chosen))
-        if all(table.total(found) <= limit for table, limit in limits):
+        if found.keeps_some and all(table.total(found) <= limit for table, limit in limits):
             return found
         # Cut off exactly this allocation: a lower limit might cut off the best one too.
         rows += _region_rows(space, Region(found, least=1), picks)

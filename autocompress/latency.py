@@ -12,7 +12,7 @@ from autocompress.core import CostTable, Layer, SearchSpace
 from autocompress.cost import LATENCY
 from autocompress.errors import LatencyError
 from autocompress.latency_store import LatencyStore, ModelPart, Point, Timing
-from autocompress.levels import Level, Shape
+from autocompress.levels import Drop, Level, Shape
 from autocompress.targets import Target
 
 SLOWER = 1.02  # less than that beyond the intervals is no reason to leave a level out
@@ -122,7 +122,7 @@ def layer_prices(
         rows: tuple[dict[Level, float], ...] = ({}, {}, {})
         for level in allowed:
             total = [0.0, 0.0, 0.0]
-            for part in calls:
+            for part in () if isinstance(level, Drop) else calls:
                 name = backends.get((level, part.shape))
                 for use in part.uses:
                     for end, us in enumerate(_ends(store, name, level, part.shape, use, target)):

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from autocompress.backends import BACKENDS
 from autocompress.core import SearchSpace
-from autocompress.exporters.native import module_levels
 from autocompress.latency import Backends, Uses, layer_parts, needed_points
 from autocompress.latency_cases import (
     MEMORY,
@@ -123,7 +122,7 @@ def measure_part(
     source = random_source(loaded.model)
     with progress.task("model latency") as advance, dense_bfloat16(loaded.model) as dense:
         watches = [
-            Stopwatch(packed_model(loaded.model, module_levels(space, it), source, target), target)
+            Stopwatch(packed_model(loaded.model, space.module_levels(it), source, target), target)
             for it in references
         ]
         # Not in turns with the dense model: finalists are measured among themselves, too.

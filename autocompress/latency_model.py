@@ -19,7 +19,9 @@ from autocompress.latency_timing import Measured, logits_options
 from autocompress.levels import Dense, Level
 from autocompress.models import is_linear, weight_of
 from autocompress.packed import Packed
-from autocompress.runtime import pack_modules, prepare
+from autocompress.packing import pack_modules
+from autocompress.removal import GONE, find_removed
+from autocompress.runtime import prepare
 from autocompress.stitch import tied_modules
 from autocompress.targets import MODES, Target
 
@@ -99,8 +101,11 @@ def packed_model(model: Any, levels: Mapping[str, Level], source: Source, target
     made = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
     packed = {name: level for name, level in levels.items() if not isinstance(level, Dense)}
     activations = next(name for name, mode in MODES.items() if mode == target.mode)
-    pack_modules(made, packed, model.dtype, activations)
+    removed = find_removed(model, levels)
+    pack_modules(made, packed, model.dtype, activations, removed)
     for name, level in packed.items():
+        if isinstance(level, GONE):
+            continue
         module = made.get_submodule(name)
         for part, tensor in source(name, level).tensors.items():
             getattr(module, part).copy_(tensor)

@@ -13,7 +13,6 @@ import torch
 
 from autocompress.core import Allocation, CostTable, SearchSpace
 from autocompress.errors import LatencyError
-from autocompress.exporters.native import module_levels
 from autocompress.files import fingerprint
 from autocompress.latency import (
     Backends,
@@ -91,7 +90,7 @@ class Latency:
         """
         with torch_threads(self.target.threads), progress.task("latency of finalists") as advance:
             models = (
-                packed_model(model, module_levels(space, it), source, self.target)
+                packed_model(model, space.module_levels(it), source, self.target)
                 for it in allocations
             )
             return time_models([Stopwatch(one, self.target) for one in models], advance)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import GenerationError
 from autocompress.models import weight_of
+from autocompress.removal import Nothing, Skipped, ZeroLinear
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")  # configurations whose blocks are what llama.py runs
 ROPES = ("default", "linear", "llama3", "yarn")  # rotations that depend on the position alone
@@ -105,8 +106,12 @@ def unfit(model: Any, capacity: int) -> str | None:
 
 
 def in_parts(model: Any) -> str | None:
-    """Which prepared layer is more than the one matrix that a native decoder has for it."""
+    """Which prepared layer is not the one matrix that a native decoder has for it."""
     for name, module in model.named_modules():
+        if isinstance(module, ZeroLinear):
+            return f"'{name}' is dropped alone, without the sublayer around it"
+        if isinstance(module, Nothing) and module.bias is not None:
+            return f"'{name}' is dropped and leaves a bias"
         if len(getattr(getattr(module, "op", None), "matrices", ())) > 1:
             return f"'{name}' at {module.level} is more than one matrix"
     return None
@@ -117,7 +122,8 @@ def describe(model: Any, capacity: int) -> Any:
     from autocompress_kernels.llama import Llama
 
     config, body = model.config, model.model
-    attention = body.layers[0].self_attn
+    heads = config.num_attention_heads
+    blocks = [block for block in body.layers if not isinstance(block, Skipped)]
     positions = torch.arange(capacity).unsqueeze(0)
     cosine, sine = body.rotary_emb(torch.zeros(1, 1, dtype=torch.float32), positions)
     half = cosine.shape[-1] // 2
@@ -125,15 +131,15 @@ def describe(model: Any, capacity: int) -> Any:
     head = model.get_output_embeddings()
     tied = getattr(head, "shared", None) or head.weight is getattr(body.embed_tokens, "weight", 0)
     return Llama(
-        blocks=[_block(block) for block in body.layers],
+        blocks=[_block(block) for block in blocks],
         embedding=embedding,
         head=embedding if tied else packed_weight(head),
         final_norm=_vector(body.norm.weight),
         cosine=_vector(cosine[0, :, :half]),
         sine=_vector(sine[0, :, :half]),
-        heads=config.num_attention_heads,
+        heads=heads,
         kv_heads=config.num_key_value_heads,
-        head_dim=attention.head_dim,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         epsilon=config.rms_norm_eps,
         mode=activations(model),
     )
@@ -161,16 +167,19 @@ def _block(block: Any) -> Any:
     from autocompress_kernels.llama import Block
 
     attention, mlp = block.self_attn, block.mlp
-    matrices = {name: packed_weight(getattr(attention, f"{name}_proj")) for name in "qkvo"}
-    matrices |= {
-        name: packed_weight(getattr(mlp, f"{name}_proj")) for name in ("gate", "up", "down")
-    }
-    vectors = {
-        "input_norm": block.input_layernorm.weight,
-        "post_norm": block.post_attention_layernorm.weight,
-        **{f"{name}_bias": getattr(attention, f"{name}_proj").bias for name in "qkvo"},
-        **{f"{name}_norm": getattr(attention, f"{name}_norm", None) for name in "qk"},
-    }
+    matrices: dict[str, Any] = {}
+    vectors: dict[str, Any] = {}
+    if not isinstance(attention, Nothing):
+        matrices |= {name: packed_weight(getattr(attention, f"{name}_proj")) for name in "qkvo"}
+        vectors = {
+            "input_norm": block.input_layernorm.weight,
+            **{f"{name}_bias": getattr(attention, f"{name}_proj").bias for name in "qkvo"},
+            **{f"{name}_norm": getattr(attention, f"{name}_norm", None) for name in "qk"},
+        }
+    if not isinstance(mlp, Nothing):
+        parts = ("gate", "up", "down")
+        matrices |= {name: packed_weight(getattr(mlp, f"{name}_proj")) for name in parts}
+        vectors["post_norm"] = block.post_attention_layernorm.weight
     found = {name: _vector(getattr(v, "weight", v)) for name, v in vectors.items() if v is not None}
     return Block(matrices, found)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from autocompress.core import Allocation
 from autocompress.gradients import Advance, estimate_of, gradient_passes, weight_gradient
-from autocompress.levels import Dense, Level
+from autocompress.levels import UNCHANGED, Level
 from autocompress.predictions import Linearization, Sensitivities
 from autocompress.quality import Teacher, divergence_slope
 from autocompress.stitch import StitchedModel
@@ -40,11 +40,15 @@ def linearize(
         Sundararajan, Taly, Yan, Axiomatic Attribution for Deep Networks, arXiv:1703.01365, eq. 1.
     """
     space = stitched.space
+    stored = {
+        name: own
+        for layer, levels in zip(space.layers, space.levels, strict=True)
+        for name, own in zip(layer.modules, layer.stored_at(levels), strict=True)
+    }
     changing = [
         name
-        for layer, levels in zip(space.layers, space.levels, strict=True)
-        for name in layer.modules
-        if any(not isinstance(level, Dense) for level in levels)
+        for name, own in stored.items()
+        if any(not isinstance(level, UNCHANGED) for level in own)
     ]
     folds = np.array_split(np.arange(len(reference.windows)), min(FOLDS, len(reference.windows)))
     slopes = [np.zeros((len(folds), len(levels))) for levels in space.levels]
@@ -54,9 +58,7 @@ def linearize(
             gradients = _gradients(stitched, changing, reference.rows(torch.from_numpy(rows)))
             for index, layer in enumerate(space.layers):
                 for name in set(layer.modules) & gradients.keys():
-                    found = [
-                        _product(stitched, name, lv, gradients[name]) for lv in space.levels[index]
-                    ]
+                    found = [_product(stitched, name, lv, gradients[name]) for lv in stored[name]]
                     slopes[index][number] += np.array(found) / len(rows)
             progress(int(rows[-1]) + 1, len(reference.windows))
     finally:

@@ -15,7 +15,7 @@ def parameter_table(space: SearchSpace) -> CostTable:
     parameters is the same share of its FLOPs.
     """
     entries = tuple(
-        {level: sum(map(level.parameters, layer.shapes)) for level in allowed}
+        {level: layer.parameters(level) for level in allowed}
         for layer, allowed in zip(space.layers, space.levels, strict=True)
     )
     return CostTable(PARAMETERS, PARAMETERS, 0, entries)

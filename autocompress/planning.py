@@ -11,7 +11,6 @@ from autocompress.errors import ModelError
 from autocompress.exporters.native import save_native
 from autocompress.files import sha256
 from autocompress.manifest import plan_facts
-from autocompress.models import find_layers
 from autocompress.output import check_output, claim_output, write_manifest
 from autocompress.parts import module_parts
 from autocompress.plans import BuildPlan
@@ -19,6 +18,7 @@ from autocompress.progress import Progress, Silent
 from autocompress.runtimes import find_runtime
 from autocompress.runtimes.rules import check_allocation
 from autocompress.session import complete_database, file_costs, open_session
+from autocompress.structure import layers_for
 
 
 def build_plan(
@@ -57,7 +57,7 @@ def build_plan(
             "weights differ. Name the right one with --model, or take 'fingerprint' out of the "
             "plan to build it from this one."
         )
-    space = plan.space(find_layers(loaded.model, plan.scope))
+    space = plan.space(layers_for(loaded.model, plan))
     allocation = Allocation(tuple(row[0] for row in space.levels))
     if runtime is not None:
         check_allocation(runtime, space, allocation, module_parts(loaded.model))

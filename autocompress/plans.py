@@ -12,8 +12,9 @@ from autocompress.config import StudyConfig
 from autocompress.core import Layer, SearchSpace
 from autocompress.documents import SplitTokens
 from autocompress.errors import ConfigError, LevelError
-from autocompress.levels import Level, parse_level
+from autocompress.levels import Drop, Level, parse_level
 from autocompress.spaces import SCOPES, SpaceConfig, build_space
+from autocompress.sublayers import Tie
 from autocompress.tables import check_keys, read_strings
 
 FORMAT = "autocompress-plan"
@@ -42,6 +43,11 @@ class BuildPlan:
     scope: tuple[str, ...]
     levels: tuple[tuple[str, Level], ...]
     prefixes: tuple[tuple[str, Level], ...] = ()
+
+    @property
+    def removes(self) -> bool:
+        """Whether sublayers are dropped: then each of them is one layer."""
+        return any(isinstance(level, Drop) for _, level in self.levels)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -127,7 +133,8 @@ class BuildPlan:
     def _one_level(
         self, layers: Sequence[Layer], rules: Sequence[tuple[str, Level]]
     ) -> SearchSpace:
-        config = SpaceConfig("plan", (), self.scope, pins=tuple(rules))
+        tie: Tie = "sublayers" if self.removes else ()
+        config = SpaceConfig("plan", (), self.scope, tie, pins=tuple(rules))
         space = build_space(config, layers)
         unnamed = [a.name for a, row in zip(space.layers, space.levels, strict=True) if not row]
         if unnamed:

@@ -95,9 +95,10 @@ def _price(config: StudyConfig, again: bool) -> tuple[Latency, int]:
     from autocompress.config import DEFAULT_SPACE
     from autocompress.latency_setup import price
     from autocompress.machine import compute_dtype
-    from autocompress.models import find_layers, load_model
+    from autocompress.models import load_model
     from autocompress.progress import terminal_progress
     from autocompress.spaces import build_space, load_space
+    from autocompress.structure import layers_for
     from autocompress.targets import find_target
 
     progress = terminal_progress()
@@ -105,7 +106,7 @@ def _price(config: StudyConfig, again: bool) -> tuple[Latency, int]:
     chosen = load_space(config.space or DEFAULT_SPACE)
     progress.say(f"loading {config.model or 'the default model'}")
     loaded = load_model(config.model, compute_dtype(config.dtype))
-    space = build_space(chosen, find_layers(loaded.model, chosen.scope), config.parsed_pins())
+    space = build_space(chosen, layers_for(loaded.model, chosen), config.parsed_pins())
     return price(loaded, space, config.parsed_target(), progress, again=again), len(space.layers)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,12 +12,10 @@ from torch import Tensor, nn
 from autocompress.backends import BACKENDS, Op, choose_backend
 from autocompress.errors import BackendError
 from autocompress.fusion import Fused, fuse
-from autocompress.levels import Dense, Level, Shape
-from autocompress.models import is_linear, weight_of
+from autocompress.levels import Level, Shape
 from autocompress.packed import Packed, tensor_shapes
 from autocompress.tables import did_you_mean
 from autocompress.targets import MODES
-from autocompress.tracing import embedding_scale
 
 ACTIVATIONS = "int8"  # what a folder that names none computes with
 FASTEST = "native"
@@ -164,41 +161,6 @@ class TiedHead(nn.Module):
         return op(x)
 
 
-def pack_modules(
-    model: Any, levels: Mapping[str, Level], dtype: torch.dtype, activations: str = ACTIVATIONS
-) -> None:
-    """Replace modules by packed ones, empty until the file is read.
-
-    The first forward of the model prepares all of them.
-
-    Args:
-        model: as built from its configuration; dense.
-        levels: module name -> level; dense ones stay.
-        dtype: what the model computes in.
-        activations: 'int8', 'bfloat16' or 'float32'.
-    """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
-    for name, level in levels.items():
-        if isinstance(level, Dense):
-            continue
-        old = model.get_submodule(name)
-        rows, width = weight_of(old).shape
-        with torch.device(old.weight.device):
-            if is_linear(old):
-                new: PackedWeight = PackedLinear(level, (rows, width), dtype, old.bias)
-            else:
-                new = PackedEmbedding(level, (rows, width), dtype, embedding_scale(old))
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, new)
-        if old is embedding and tied and head is not None:
-            model.set_output_embeddings(TiedHead(new))  # type: ignore[arg-type]
-            model.config.get_text_config().tie_word_embeddings = False  # nothing left to tie
-            model.all_tied_weights_keys = {}
-    configure(model, activations)
-    model.register_forward_pre_hook(_prepare_first)
-
-
 def packed_modules(model: nn.Module) -> list[PackedWeight]:
     """Every packed module of a model, in the order of its definition."""
     return [module for module in model.modules() if isinstance(module, PackedWeight)]
@@ -253,7 +215,7 @@ def prepare(
     """
     configure(model, activations, backend)
     for key, hook in list(model._forward_pre_hooks.items()):
-        if hook is _prepare_first:
+        if hook is prepare_first:
             del model._forward_pre_hooks[key]
     modules = packed_modules(model)
     changed = any(module.op is None for module in modules)
@@ -273,7 +235,7 @@ def used_backends(model: nn.Module) -> dict[str, str]:
     return {name: backend.version() for name, backend in BACKENDS.items() if name in names}
 
 
-def _prepare_first(model: Any, args: Any) -> None:
+def prepare_first(model: Any, args: Any) -> None:
     """Before the first forward."""
     prepare(model)
 

@@ -15,7 +15,7 @@ from autocompress.gradients import (
     gradient_passes,
     output_change,
 )
-from autocompress.levels import Dense, Level
+from autocompress.levels import UNCHANGED, Level
 from autocompress.predictions import Estimate
 from autocompress.stitch import StitchedModel
 
@@ -57,9 +57,9 @@ def fisher_sensitivities(
     """
     model, space = stitched.restore(), stitched.space
     curves = {
-        name: _Curve(stitched, name, levels, method, len(windows))
+        name: _Curve(stitched, name, stored, method, len(windows))
         for layer, levels in zip(space.layers, space.levels, strict=True)
-        for name in layer.modules
+        for name, stored in zip(layer.modules, layer.stored_at(levels), strict=True)
     }
     generator = torch.Generator().manual_seed(seed)
 
@@ -73,7 +73,8 @@ def fisher_sensitivities(
     def collect(window: int, name: str, inputs: Tensor, gradient: Tensor) -> None:
         curves[name].add(window, inputs, gradient)
 
-    gradient_passes(model, curves, torch.from_numpy(windows), slope, collect, progress)
+    changing = [name for name, curve in curves.items() if curve.changes]
+    gradient_passes(model, changing, torch.from_numpy(windows), slope, collect, progress)
     scale = 1 / (2 * windows.shape[1])
     layers = [sum(curves[name].series() for name in layer.modules) for layer in space.layers]
     return estimate_of(space.levels, [np.asarray(layer) * scale for layer in layers])
@@ -92,7 +93,7 @@ class _Curve:
     ) -> None:
         self._stitched, self._name, self._levels = stitched, name, levels
         self._module = stitched.model.get_submodule(name)
-        changing = [i for i, level in enumerate(levels) if not isinstance(level, Dense)]
+        changing = [i for i, level in enumerate(levels) if not isinstance(level, UNCHANGED)]
         if name in stitched.tied or self._module is stitched.model.get_input_embeddings():
             method = "exact"
         self._exact = {"exact": changing, "kronecker": [], "diagonal": []}.get(
@@ -103,6 +104,11 @@ class _Curve:
         if method in ("scaled", "kronecker"):
             rows = [stitched.database.row_errors(name, levels[i]) for i in changing]
             self._rows = dict(zip(changing, rows, strict=True))
+
+    @property
+    def changes(self) -> bool:
+        """Whether any level changes the module."""
+        return bool(self._changing)
 
     @torch.no_grad()
     def add(self, window: int, inputs: Tensor, gradient: Tensor) -> None:

@@ -23,7 +23,7 @@ from autocompress.files import fingerprint
 from autocompress.latency import Dropped, restrict
 from autocompress.levels import Dense, Level
 from autocompress.machine import compute_dtype
-from autocompress.models import LoadedModel, find_layers, load_model
+from autocompress.models import LoadedModel, load_model
 from autocompress.operators import Solver
 from autocompress.parameters import parameter_costs
 from autocompress.parts import module_parts
@@ -32,6 +32,7 @@ from autocompress.progress import Progress
 from autocompress.runtimes import Runtime, find_runtime
 from autocompress.runtimes.rules import legal_space, runtime_space
 from autocompress.spaces import SpaceConfig, build_space, load_space
+from autocompress.structure import layers_for
 from autocompress.windows import Windows
 
 SPLIT_SEED = 0  # a search's seed never moves text between splits: seeds stay comparable
@@ -101,7 +102,7 @@ def open_session(config: StudyConfig, progress: Progress, plan: BuildPlan | None
     progress.say(f"loading {config.model or 'the default model'}")
     loaded = load_model(config.model, dtype)
     scope = wanted.scope if plan is None else plan.scope
-    layers = find_layers(loaded.model, scope)
+    layers = layers_for(loaded.model, plan or wanted)
     if plan is not None:
         space = plan.build_space(layers)
     elif runtime is None:

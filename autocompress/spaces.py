@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Any, Self
 
 from autocompress.core import Layer, SearchSpace
 from autocompress.errors import LevelError, SpaceError
-from autocompress.levels import Level, parse_level
+from autocompress.levels import Drop, Level, Unread, parse_level
 from autocompress.patterns import at_least, check_matches, matches
+from autocompress.sublayers import TIES, Tie, Whole, keeps_some, tie_layers
 from autocompress.tables import check_keys, did_you_mean, read_strings, read_toml
 
 SCOPES = ("blocks", "embedding", "head")
@@ -20,7 +21,6 @@ KEYS = ("name", "levels", "scope", "tie", "pins", "override", "minimum")
 
 Levels = tuple[Level, ...]
 Pin = tuple[str, Level]  # (pattern, level)
-Whole = Callable[[str], str | None]  # module -> the layer that it is part of
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ class SpaceConfig:
         name: shown in reports; the file's stem for built-in spaces.
         levels: what every layer may take, in file order.
         scope: which parts of the model hold the layers: 'blocks', 'embedding', 'head'.
-        tie: groups of last name components; modules of one parent in one group share a level.
+        tie: groups of last name components; modules of one parent in one group share a level. Or
+            'sublayers': what writes into the residual stream and all that feeds it is one layer;
+            or 'blocks': each transformer block is.
         pins: (pattern, level): the only level of the matching layers, in `levels` or not. Pins win
             over overrides; the first matching pin wins.
         overrides: (pattern, levels) instead of `levels`; the first matching override wins.
@@ -45,11 +47,18 @@ class SpaceConfig:
     name: str
     levels: Levels
     scope: tuple[str, ...] = ("blocks",)
-    tie: tuple[tuple[str, ...], ...] = ()
+    tie: Tie = ()
     pins: tuple[Pin, ...] = ()
     overrides: tuple[tuple[str, Levels], ...] = ()
     minimums: tuple[Pin, ...] = ()
     description: str = ""
+
+    @property
+    def removes(self) -> bool:
+        """Whether layers must know their roles."""
+        rows = [self.levels, *(levels for _, levels in self.overrides)]
+        listed = [level for levels in rows for level in levels] + [level for _, level in self.pins]
+        return isinstance(self.tie, str) or any(isinstance(level, Drop) for level in listed)
 
     @classmethod
     def from_toml(cls, path: Path) -> Self:
@@ -154,7 +163,7 @@ def build_space(
             f"a search space must hold at least one layer. '{config.name}' with scope "
             f"{', '.join(config.scope)} holds none. Widen the scope."
         )
-    tied = _tie(layers, config.tie, together or (lambda name: None))
+    tied = tie_layers(layers, config.tie, together or (lambda name: None))
     pinned = tuple((pattern, (level,)) for pattern, level in (*pins, *config.pins))
     rules = (*pinned, *config.overrides)
     for pattern, _ in (*rules, *config.minimums):
@@ -164,31 +173,12 @@ def build_space(
     )
     if shapes:
         _check_shapes(tied, allowed)
+    if not keeps_some(allowed):
+        raise SpaceError(
+            f"a search space must leave something of the model. Got '{config.name}', which drops "
+            "all that is in scope. Give a layer another level."
+        )
     return SearchSpace(config.name, tied, allowed)
-
-
-def _tie(
-    layers: Sequence[Layer], tie: Sequence[Sequence[str]], together: Whole
-) -> tuple[Layer, ...]:
-    """Layers with the modules of one parent and one tie group fused, at the first one's place."""
-    group_of = {suffix: group for group, suffixes in enumerate(tie) for suffix in suffixes}
-    fused: dict[tuple[str, int | str | None], list[Layer]] = {}
-    for layer in layers:
-        parent, _, suffix = layer.name.rpartition(".")
-        whole = together(layer.name)
-        key = (parent, group_of.get(suffix, suffix)) if whole is None else (whole, None)
-        fused.setdefault(key, []).append(layer)
-    return tuple(_fuse(members, key) for key, members in fused.items())
-
-
-def _fuse(members: Sequence[Layer], key: tuple[str, int | str | None]) -> Layer:
-    first, *others = members
-    joined = "+".join([first.name, *(layer.name.rpartition(".")[2] for layer in others)])
-    return Layer(
-        key[0] if key[1] is None else joined,
-        tuple(module for layer in members for module in layer.modules),
-        tuple(shape for layer in members for shape in layer.shapes),
-    )
 
 
 def _allowed(layer: Layer, rules: Sequence[tuple[str, Levels]], default: Levels) -> Levels:
@@ -233,6 +223,8 @@ def _read_name(table: Mapping[str, Any]) -> str:
 def _read_levels(table: Mapping[str, Any], key: str, where: str = "") -> Levels:
     keys = read_strings(table.get(key), f"{where}{key}", SpaceError)
     levels = tuple(parse_level(text) for text in keys)
+    if any(isinstance(level, Unread) for level in levels):
+        raise SpaceError(f"'{where}{key}' must be choices. Got 'unread', which 'drop' implies.")
     if len(set(levels)) < len(levels):  # two spellings of one level
         raise SpaceError(f"'{where}{key}' must not repeat a level. Got {', '.join(keys)}.")
     return levels
@@ -249,9 +241,14 @@ def _read_scope(value: Any) -> tuple[str, ...]:
     return scope
 
 
-def _read_tie(value: Any) -> tuple[tuple[str, ...], ...]:
+def _read_tie(value: Any) -> Tie:
+    if isinstance(value, str) and value in TIES:
+        return value
     if not isinstance(value, list):
-        raise SpaceError(f"'tie' must be a list of lists of module names. Got {value!r}.")
+        raise SpaceError(
+            f"'tie' must be a list of lists of module names, or {' or '.join(map(repr, TIES))}. "
+            f"Got {value!r}."
+        )
     groups = tuple(read_strings(group, "tie", SpaceError) for group in value)
     counts = Counter(name for group in groups for name in group)
     for name, count in counts.items():

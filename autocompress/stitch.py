@@ -12,7 +12,7 @@ from torch import Tensor
 
 from autocompress.core import Allocation, Layer, SearchSpace
 from autocompress.database import LevelDatabase
-from autocompress.levels import Dense, Level
+from autocompress.levels import UNCHANGED, Dense, Level
 from autocompress.models import is_transposed, set_weight, weight_of
 
 
@@ -38,9 +38,8 @@ class StitchedModel:
 
     def stitch(self, allocation: Allocation) -> Any:
         """The model with the allocation's weights."""
-        for layer, level in zip(self.space.layers, allocation.levels, strict=True):
-            for name in layer.modules:
-                self._set(name, level)
+        for name, level in self.space.module_levels(allocation).items():
+            self._set(name, level)
         return self.model
 
     def restore(self) -> Any:
@@ -50,11 +49,11 @@ class StitchedModel:
         return self.model
 
     def change(self, name: str, level: Level) -> Tensor:  # (out, in), float32
-        """What a level adds to a module's dense weight."""
+        """What a module's level adds to its dense weight."""
         dense = self.dense[name]
         module = self.model.get_submodule(name)
         weight = (dense.T if is_transposed(module) else dense).float()
-        if isinstance(level, Dense):
+        if isinstance(level, UNCHANGED):
             return torch.zeros_like(weight)
         return self.database.weight(name, level, dense.dtype) - weight
 
@@ -65,8 +64,8 @@ class StitchedModel:
         key = (layer.name, tuple(levels))
         if key not in self._products:
             found = np.zeros((len(levels), len(levels)))
-            for name in layer.modules:
-                changes = torch.stack([self.change(name, level).flatten() for level in levels])
+            for name, own in zip(layer.modules, layer.stored_at(levels), strict=True):
+                changes = torch.stack([self.change(name, level).flatten() for level in own])
                 found += (changes @ changes.T).double().numpy()
             self._products[key] = found
         return self._products[key]
@@ -74,8 +73,8 @@ class StitchedModel:
     def blend(self, allocation: Allocation, share: float) -> Any:
         """The model on its way: dense weights plus `share` of what the allocation changes."""
         self.restore()
-        for layer, level in zip(self.space.layers, allocation.levels, strict=True):
-            for name in layer.modules if not isinstance(level, Dense) else ():
+        for name, level in self.space.module_levels(allocation).items():
+            if not isinstance(level, UNCHANGED):
                 module = self.model.get_submodule(name)
                 set_weight(module, weight_of(module) + share * self.change(name, level))
                 self._tie(name)
@@ -86,7 +85,7 @@ class StitchedModel:
         if self.current[name] == level:
             return
         module = self.model.get_submodule(name)
-        if isinstance(level, Dense):
+        if isinstance(level, UNCHANGED):
             module.weight = self.dense[name]
         else:
             set_weight(module, self.database.weight(name, level, self.dense[name].dtype))

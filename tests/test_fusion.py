@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from autocompress.backends import BACKENDS
 from autocompress.levels import parse_level
 from autocompress.packed import Packed
-from autocompress.runtime import PackedLinear, configure, pack_modules, prepare
+from autocompress.packing import pack_modules
+from autocompress.runtime import PackedLinear, configure, prepare
 
 KERNELS = BACKENDS["native"].supports(parse_level("w4g64"), (64, 64), "a8")
 pytestmark = pytest.mark.skipif(KERNELS is not None, reason=str(KERNELS))

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "autocompress"
 TIERS = (
     ("errors",),
     ("levels", "files", "jsonl", "tables"),
-    ("predictions",),
+    ("predictions", "layers"),
     ("core",),
     (
         *(
@@ -33,6 +33,7 @@ TIERS = (
             "spaces",
             "runtimes",
             "plans",
+            "sublayers",
             "documents",
             "windows",
             "calibration",
@@ -50,7 +51,10 @@ TIERS = (
             "patterns",
         ),
     ),
-    ("models", "parts", "gguf_files", "experts", "tracing", "operators", "machine", "backends"),
+    (
+        *("models", "parts", "gguf_files", "experts", "tracing", "structure", "operators"),
+        *("machine", "backends"),
+    ),
     (
         "database",
         "build",
@@ -64,7 +68,17 @@ TIERS = (
     ),
     ("strategies", "smallest"),
     (
-        *("runtime", "fusion", "integration", "sampling", "text", "lean", "generation"),
+        *(
+            "runtime",
+            "packing",
+            "removal",
+            "fusion",
+            "integration",
+            "sampling",
+            "text",
+            "lean",
+            "generation",
+        ),
         "runtime_facts",
     ),
     ("progress",),
@@ -88,7 +102,7 @@ SEES_TORCH = {
     *("runtime_facts", "lean", "backends", "prefix", "gradients", "linearization", "estimates"),
     *("finalists", "parts", "verification", "exporting", "export_commands", "card"),
     *("outlier_scores", "planning", "comparison", "eval_command", "quality_search"),
-    "gguf_scoring",
+    *("gguf_scoring", "removal", "structure", "packing"),
 }
 TORCH_FREE = {place for places in TIERS for place in places} - SEES_TORCH
 FILE_LINES = 300

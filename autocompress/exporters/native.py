@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,14 @@ from autocompress.database import LevelDatabase
 from autocompress.errors import ModelError
 from autocompress.files import disk_errors, write_atomically, write_json
 from autocompress.integration import FORMAT, METHOD, WEIGHTS
-from autocompress.levels import Dense, Level, Quantize, Shape
+from autocompress.levels import Dense, Level, Quantize, Shape, Unread
 from autocompress.packed import tensor_shapes
+from autocompress.removal import Removed, find_removed, kept_tensors
 from autocompress.runtime import ACTIVATIONS, configure
 from autocompress.runtime_facts import runtime_warning
 
 MANIFEST = "autocompress.json"
 STORAGE = torch.bfloat16  # of dense tensors
-
-
-def module_levels(space: SearchSpace, allocation: Allocation) -> dict[str, Level]:
-    """Module name -> level of every module in scope."""
-    return {
-        name: level
-        for layer, level in zip(space.layers, allocation.levels, strict=True)
-        for name in layer.modules
-    }
 
 
 def outside_tensors(model: Any, modules: Iterable[str]) -> dict[str, Tensor]:
@@ -56,9 +48,11 @@ def other_bytes(model: Any, space: SearchSpace) -> int:
     difference is a few hundred bytes.
     """
     widest = sum(
-        max(_header_bytes(name, level, shape) for level in (Quantize(8, 8), *allowed))
+        max(_header_bytes(name, level, shape) for level in (Quantize(8, 8), *stored))
         for layer, allowed in zip(space.layers, space.levels, strict=True)
-        for name, shape in zip(layer.modules, layer.shapes, strict=True)
+        for name, shape, stored in zip(
+            layer.modules, layer.shapes, layer.stored_at(allowed), strict=True
+        )
     )
     return outside_bytes(model, space) + widest
 
@@ -103,18 +97,9 @@ def save_native(
     Raises:
         OutputError: the disk refused; no file that looks whole is left half-written.
     """
-    levels = module_levels(space, allocation)
-    tensors = {
-        name: (t.detach().to(STORAGE) if t.is_floating_point() else t.detach()).contiguous()
-        for name, t in outside_tensors(model, levels).items()
-    }
-    for name, level in levels.items():
-        if isinstance(level, Dense):
-            weight = model.get_submodule(name).weight.detach()
-            tensors[f"{name}.weight"] = weight.to(STORAGE).contiguous()
-        else:
-            parts = database.load(name, level).tensors
-            tensors.update({f"{name}.{part}": tensor for part, tensor in parts.items()})
+    levels = space.module_levels(allocation)
+    removed = find_removed(model, levels)
+    tensors = _file_tensors(model, levels, removed, database)
     out.mkdir(parents=True, exist_ok=True)
     config = model.config.to_dict()
     config["quantization_config"] = {
@@ -122,6 +107,7 @@ def save_native(
         "format": FORMAT,
         "activations": activations,
         "levels": {k: str(v) for k, v in levels.items() if not isinstance(v, Dense)},
+        **({"removed": removed} if removed else {}),
     }
     config["architectures"] = [type(model).__name__]
     config["dtype"] = str(model.dtype).removeprefix("torch.")  # what `load` computes in
@@ -134,6 +120,25 @@ def save_native(
         if model.generation_config is not None:
             model.generation_config.save_pretrained(out)
     return out / WEIGHTS
+
+
+def _file_tensors(
+    model: Any, levels: Mapping[str, Level], removed: Removed, database: LevelDatabase
+) -> dict[str, Tensor]:
+    """What the weights file holds, by name."""
+    outside = kept_tensors(model, outside_tensors(model, levels), removed, levels)
+    tensors = {
+        name: (t.detach().to(STORAGE) if t.is_floating_point() else t.detach()).contiguous()
+        for name, t in outside.items()
+    }
+    for name, level in levels.items():
+        if isinstance(level, Dense):
+            weight = model.get_submodule(name).weight.detach()
+            tensors[f"{name}.weight"] = weight.to(STORAGE).contiguous()
+        elif not isinstance(level, Unread):
+            parts = database.load(name, level).tensors
+            tensors.update({f"{name}.{part}": tensor for part, tensor in parts.items()})
+    return tensors
 
 
 def load(

@@ -7,6 +7,7 @@ dataclass in a file of its own and enter it in `LEVELS`.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import ClassVar, Protocol, Self
 
 from autocompress.errors import LevelError
@@ -15,13 +16,16 @@ from autocompress.levels.joint import Joint
 from autocompress.levels.low_rank import LowRank
 from autocompress.levels.prune import Outliers, Prune
 from autocompress.levels.quantize import Dense, Quantize
+from autocompress.levels.remove import Drop, Role, Unread, drop_modules
 from autocompress.levels.storage import DENSE_BITS, SCALE_BITS, Shape, packed_bytes
 
 __all__ = [
     "DENSE_BITS",
     "LEVELS",
     "SCALE_BITS",
+    "UNCHANGED",
     "Dense",
+    "Drop",
     "GgufType",
     "Joint",
     "Level",
@@ -29,13 +33,17 @@ __all__ = [
     "Outliers",
     "Prune",
     "Quantize",
+    "Role",
     "Shape",
+    "Unread",
+    "module_levels",
     "packed_bytes",
     "parse_level",
 ]
 
 KNOWN = (  # what misspelt keys may have meant
     *("dense", "w2g64", "w3g64", "w4g64", "w8g64", "s50", "2:4", "r25%", "2:4+w4g64", "r8+w3g64"),
+    "drop",
     *BLOCKS,
 )
 
@@ -67,7 +75,19 @@ class Level(Protocol):
         """
 
 
-LEVELS: tuple[type[Level], ...] = (Dense, Quantize, Prune, LowRank, Joint, GgufType)
+LEVELS: tuple[type[Level], ...] = (Dense, Quantize, Prune, LowRank, Joint, GgufType, Drop, Unread)
+UNCHANGED = (Dense, Unread)  # leave a module's weight as it is
+
+
+def module_levels(level: Level, modules: Sequence[str], roles: Sequence[Role]) -> tuple[Level, ...]:
+    """What each module of a layer stores when the layer is at `level`.
+
+    Raises:
+        LevelError: these modules cannot take the level together.
+    """
+    if isinstance(level, Drop):
+        return drop_modules(modules, roles)
+    return (level,) * len(modules)
 
 
 def parse_level(key: str) -> Level:

@@ -151,6 +151,7 @@ def solve(
     """Every weight at every level; levels of one family are solved together."""
     from autocompress.operators import (  # noqa: F401  (they register themselves)
         dense,
+        drop,
         gguf,
         joint,
         low_rank,

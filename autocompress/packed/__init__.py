@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from autocompress.errors import DatabaseError
-from autocompress.levels import Dense, GgufType, Joint, Level, LowRank, Prune, Quantize, Shape
+from autocompress.levels import (
+    Dense,
+    Drop,
+    GgufType,
+    Joint,
+    Level,
+    LowRank,
+    Prune,
+    Quantize,
+    Shape,
+    Unread,
+)
 from autocompress.packed.bits import pack, unpack
 from autocompress.packed.gguf import gguf_dense, gguf_shapes
 from autocompress.packed.low_rank import low_rank_dense, low_rank_shapes
@@ -47,6 +58,8 @@ def tensor_shapes(level: Level, shape: Shape) -> Sizes:
     match level:
         case Dense():
             return {"weight": (torch.bfloat16, shape)}
+        case Drop() | Unread():
+            return {}
         case Quantize():
             return quantized_shapes(level, shape)
         case Prune():
@@ -73,6 +86,8 @@ def dense_weight(level: Level, shape: Shape, tensors: Tensors) -> Tensor:  # (ou
     match level:
         case Dense():
             return tensors["weight"].float()
+        case Drop() | Unread():
+            return torch.zeros(shape)
         case Quantize():
             return dequantize(level, shape, tensors)
         case Prune():

@@ -44,9 +44,10 @@ def legal_space(
     Raises:
         SpaceError: a layer is left with no level, or a pin names one that it cannot take.
     """
-    tie = runtime.tie + tuple(
-        group for group in config.tie if not any(set(group) & set(own) for own in runtime.tie)
-    )
+    tie = config.tie
+    if not isinstance(tie, str):  # whole sublayers hold what runtimes fuse
+        fused = {name for group in runtime.tie for name in group}
+        tie = runtime.tie + tuple(group for group in tie if fused.isdisjoint(group))
     together = expert_group if runtime.ties_experts else None
     wanted = build_space(replace(config, tie=tie), layers, pins, together, shapes=False)
     allowed, reasons = [], Counter[tuple[str, str]]()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from autocompress.core import Allocation, Problem, Trial
 from autocompress.cost import choose
+from autocompress.levels import Drop, Level
 from autocompress.strategies import check_setting
 
 if TYPE_CHECKING:
@@ -34,13 +35,35 @@ class Uniform:
 
 
 def nearest_uniform(problem: Problem) -> Allocation:
-    """The uniform allocation that uses most of the budget, or the cheapest allocation that fits.
+    """The uniform allocation that uses most of the budget.
+
+    Where none fits: with the last layers dropped, or the cheapest allocation that fits.
 
     Raises:
         BudgetError: no allocation fits; says the smallest possible budget.
     """
     fitting = uniforms_that_fit(problem)
+    if not fitting:
+        fitting = [it for it in _shortened(problem) if problem.fits(it)]
     return fitting[0] if fitting else choose(problem.space, problem.costs, problem.budgets)
+
+
+def _shortened(problem: Problem) -> Iterator[Allocation]:
+    """Every uniform allocation, the dearest first, with ever more of its last layers dropped.
+
+    References:
+        Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers, arXiv:2403.17887.
+    """
+    space = problem.space
+    drop: Level = Drop()
+    first = problem.table(problem.budgets[0].cost) if problem.budgets else problem.costs[0]
+    every = [space.uniform(level) for level in space.uniform_levels()]
+    for allocation in sorted(every, key=first.total, reverse=True):
+        for index in reversed(range(len(space.layers))):
+            if any(level == drop for level in space.levels[index]):
+                allocation = allocation.swap(index, drop)
+                if allocation.keeps_some:
+                    yield allocation
 
 
 def uniforms_that_fit(problem: Problem) -> list[Allocation]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autocompress_kernels.calls import matrix
+from autocompress_kernels.calls import MATRIX, matrix
 from autocompress_kernels.formats import MODES, Packed
 from autocompress_kernels.library import failure, load
 
@@ -27,8 +27,9 @@ class Block:
     """One transformer block.
 
     Args:
-        matrices: all of `MATRICES` by name.
-        vectors: those of `VECTORS` that the block has, float32; both norms of rows are needed.
+        matrices: `MATRICES` by name: all, or those of attention or of the MLP alone.
+        vectors: those of `VECTORS` that the block has, float32; what is there needs its norm of
+            rows.
     """
 
     matrices: dict[str, Packed]
@@ -127,11 +128,13 @@ class Steps:
 
 
 def _block(block: Block) -> bytes:
-    matrices = b"".join(_matrix(block.matrices[name]) for name in MATRICES)
+    matrices = b"".join(_matrix(block.matrices.get(name)) for name in MATRICES)
     return matrices + b"".join(_pointer(block.vectors.get(name)) for name in VECTORS)
 
 
-def _matrix(packed: Packed) -> bytes:
+def _matrix(packed: Packed | None) -> bytes:
+    if packed is None:
+        return bytes(MATRIX.size)
     values, scales, zeros, masks, offsets = packed.parts
     assert values is not None
     return matrix(values, scales, zeros, masks, offsets, *packed.numbers)

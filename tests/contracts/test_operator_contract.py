@@ -9,6 +9,8 @@ from autocompress.operators import OPERATORS, Solver, Statistics, solve
 # Level type -> keys of rising storage.
 FAMILIES = {
     "Dense": ("dense",),
+    "Drop": ("drop",),
+    "Unread": ("unread",),
     "Quantize": ("w2g64", "w3g64", "w4g64", "w5g64", "w6g64", "w8g64"),
     "Quantize, per channel": ("w2", "w3", "w4", "w5", "w6", "w8"),
     "Quantize, symmetric": ("w2g32sym", "w3g32sym", "w4g32sym", "w5g32sym", "w6g32sym", "w8g32sym"),

@@ -108,7 +108,8 @@ int32_t ack_pack_sparse(const void *elements, const uint8_t *keep, int64_t n, in
 
 /* A whole decoder of the Llama family: RMS norms, rotary positions (half rotated), grouped-query
  * attention, a gated SiLU MLP. Everything between the matrices is computed in fp32, keys and values
- * are kept as bf16. Pointers must stay valid until ack_llama_close. */
+ * are kept as bf16. Pointers must stay valid until ack_llama_close. A block whose o has no rows has
+ * no attention, and keeps no keys and values; one whose down has none has no MLP. */
 typedef struct ack_llama_block {
   ack_matrix q, k, v, o, gate, up, down;
   const float *q_bias, *k_bias, *v_bias, *o_bias; /* or NULL */

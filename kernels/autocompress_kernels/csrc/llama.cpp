@@ -24,6 +24,7 @@ enum { Q, K, V, O, GATE, UP, DOWN, MATRICES };
 struct Block {
   Weights w[MATRICES];
   const ack_llama_block *given;
+  bool attends, feeds;
   uint16_t *keys, *values;  // [kv_heads][capacity / 16][dim][16], [kv_heads][capacity][dim]
 };
 
@@ -157,9 +158,8 @@ struct Step {
       isa.norm(l.x + r * l.hidden, weight, l.hidden, l.given.epsilon, l.normed + r * l.hidden);
   }
 
-  void block(int32_t worker, Block &b) {
+  void attend(int32_t worker, Block &b) {
     const Inputs qkv = inputs(b.w + Q, 3, m), out = inputs(b.w + O, 1, m);
-    const Inputs wide = inputs(b.w + GATE, 2, m), down = inputs(b.w + DOWN, 1, m);
     const int64_t mixed = b.w[O].m.k;
     batches(worker, [&](int64_t row, int rows) {
       norm_rows(b.given->input_norm, row, rows);
@@ -178,6 +178,10 @@ struct Step {
     meet();
     multiply(worker, b.w[O], out.a[0], m, l.x, b.given->o_bias, true);
     meet();
+  }
+
+  void feed_forward(int32_t worker, Block &b) {
+    const Inputs wide = inputs(b.w + GATE, 2, m), down = inputs(b.w + DOWN, 1, m);
     batches(worker, [&](int64_t row, int rows) {
       norm_rows(b.given->post_norm, row, rows);
       prepare(wide, b.w + GATE, 2, l.normed, l.hidden, row, rows);
@@ -199,7 +203,10 @@ struct Step {
     if (worker == 0)
       ack_rows(&l.embedding.m, tokens, 0, m, l.x, ACK_F32, l.hidden, nullptr, 1);
     meet();
-    for (int64_t b = 0; b < l.given.blocks; b++) block(worker, l.blocks[b]);
+    for (int64_t b = 0; b < l.given.blocks; b++) {
+      if (l.blocks[b].attends) attend(worker, l.blocks[b]);
+      if (l.blocks[b].feeds) feed_forward(worker, l.blocks[b]);
+    }
     if (!logits) return;
     const Inputs last = inputs(&l.head, 1, 1);
     if (worker == 0) {
@@ -227,8 +234,11 @@ int32_t check(const Llama &l) {
   for (int64_t b = 0; b < g.blocks; b++) {
     const Block &block = l.blocks[b];
     for (int j = 0; j < MATRICES; j++)
-      if (block.w[j].m.n != rows[j] || block.w[j].m.k != width[j]) return ACK_BAD_SHAPE;
-    if (!block.given->input_norm || !block.given->post_norm) return ACK_SHORT_BUFFER;
+      if ((j < GATE ? block.attends : block.feeds) &&
+          (block.w[j].m.n != rows[j] || block.w[j].m.k != width[j]))
+        return ACK_BAD_SHAPE;
+    if ((block.attends && !block.given->input_norm) || (block.feeds && !block.given->post_norm))
+      return ACK_SHORT_BUFFER;
   }
   if (l.embedding.m.k != l.hidden || l.head.m.k != l.hidden || l.head.m.n != l.embedding.m.n)
     return ACK_BAD_SHAPE;
@@ -243,12 +253,16 @@ int32_t read_matrices(Llama &l) {
     const ack_llama_block &from = g.block[b];
     const ack_matrix *m[MATRICES] = {&from.q, &from.k,  &from.v,   &from.o,
                                      &from.gate, &from.up, &from.down};
-    l.blocks[b].given = &from;
-    for (int j = 0; j < MATRICES; j++)
-      if (int32_t error = make_weights(*m[j], &l.blocks[b].w[j])) return error;
+    Block &to = l.blocks[b];
+    to.given = &from;
+    to.attends = from.o.n != 0, to.feeds = from.down.n != 0;
+    for (int j = 0; j < MATRICES; j++) {
+      if (j < GATE ? !to.attends : !to.feeds) continue;
+      if (int32_t error = make_weights(*m[j], &to.w[j])) return error;
+    }
+    if (to.feeds && !l.ffn) l.ffn = to.w[GATE].m.n;
   }
   l.hidden = l.embedding.m.k;
-  l.ffn = l.blocks[0].w[GATE].m.n;
   return check(l);
 }
 
@@ -264,7 +278,9 @@ bool reserve(Llama &l) {
   const int64_t floats[] = {CHUNK * l.hidden, CHUNK * l.hidden, CHUNK * q,     CHUNK * kv, CHUNK * kv,
                             CHUNK * q,        CHUNK * l.ffn,    CHUNK * l.ffn, MOST_WORKERS * l.room};
   const int64_t cache = ceil_div(kv * l.room * 2, 64) * 64;
-  int64_t total = 3 * ceil_div(slot, 64) * 64 + g.blocks * 2 * cache;
+  int64_t attending = 0;
+  for (int64_t b = 0; b < g.blocks; b++) attending += l.blocks[b].attends;
+  int64_t total = 3 * ceil_div(slot, 64) * 64 + 2 * attending * cache;
   for (int64_t count : floats) total += ceil_div(count * 4, 64) * 64;
   char *at = (char *)(l.memory = aligned_memory(total));
   if (!at) return false;
@@ -275,6 +291,7 @@ bool reserve(Llama &l) {
   }
   for (char *&one : l.slots) one = at, at += ceil_div(slot, 64) * 64;
   for (int64_t b = 0; b < g.blocks; b++) {
+    if (!l.blocks[b].attends) continue;
     l.blocks[b].keys = (uint16_t *)at, at += cache;
     l.blocks[b].values = (uint16_t *)at, at += cache;
   }
