@@ -181,26 +181,18 @@ def build(
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="Result of a search, or any GGUF file.")],
+    folder: Annotated[Path, typer.Argument(help="Result, export, any model folder or GGUF file.")],
     as_json: Json = False,
 ) -> None:
-    """Show layers, levels, bits, bytes and scores of a result, or the tensors of a GGUF file."""
-    from autocompress.gguf_files import describe_gguf, foreign_gguf
-    from autocompress.output import read_manifest
+    """Show layers, levels, bits, bytes and scores of a result, or what any model folder holds."""
+    from autocompress.output import describe
+    from autocompress.show import show
 
-    gguf = foreign_gguf(folder)
-    facts = read_manifest(folder) if gguf is None else describe_gguf(gguf)
-    if gguf is not None and not as_json:
-        from autocompress.show import tensor_table
-
-        tensor_table(facts)
-    elif as_json:
+    facts = describe(folder)
+    if as_json:
         _print_json(facts)
     else:
-        from autocompress.show import layer_table, result_table
-
-        layer_table(facts)
-        result_table(facts, folder)
+        show(facts, folder)
 
 
 @app.command()
@@ -232,6 +224,8 @@ app.command()(run_commands.generate)
 app.command()(run_commands.bench)
 app.command()(export_commands.export)
 app.command()(export_commands.runtimes)
+app.command()(export_commands.doctor)
+app.command()(export_commands.dequantize)
 
 FIELDS = {
     "pin": "pins",

@@ -46,15 +46,16 @@ def evaluate(
 ) -> None:
     """Score a packed model against its dense model: on test windows, any text, lm-eval tasks."""
     from autocompress.gguf_files import only_gguf
+    from autocompress.output import is_result
     from autocompress.progress import terminal_progress
 
     settings: dict[str, Any] = {"model": model, "window": window, "tokens": tokens}
     settings["progress"] = terminal_progress()
     gguf = only_gguf(folder)
-    if gguf is not None:
-        from autocompress.gguf_scoring import evaluate_gguf
+    if gguf is not None or not is_result(folder):
+        from autocompress.foreign_scoring import evaluate_foreign
 
-        facts = evaluate_gguf(gguf, data, **settings)
+        facts = evaluate_foreign(gguf or folder, data, **settings)
     else:
         from autocompress.scoring import evaluate as score
 

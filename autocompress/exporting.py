@@ -19,7 +19,7 @@ from autocompress.verification import verify
 PACKAGES = ("autocompress", "torch", "transformers", "compressed-tensors", "peft", "gguf")
 KEPT = (  # of the source's manifest
     *("model", "space", "allocation", "effective_bits", "dense_bytes", "results"),
-    *("calibration", "seed", "budgets"),
+    *("calibration", "seed", "budgets", "settings", "total_bytes"),
 )
 
 
@@ -33,6 +33,7 @@ def export(
     windows: int = 2,
     model: str | None = None,
     overwrite: bool = False,
+    push_to_hub: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write a result in another format, read it back and compare.
@@ -46,6 +47,7 @@ def export(
         windows: of text that are computed for that.
         model: the dense model; None is the recorded one.
         overwrite: replace a former export there.
+        push_to_hub: Hub repository to upload to once it is checked; None uploads nothing.
         progress: told what happens.
 
     Returns:
@@ -61,6 +63,7 @@ def export(
     chosen, name = _target(source, format, runtime)
     exporter = find_exporter(name)
     check_new(out, overwrite)
+    _check_publishing(push_to_hub, check)
     exporter_facts = _write(exporter, source, chosen, out, shown)
     facts = _facts(source, name, exporter_facts, out)
     facts["verification"] = None
@@ -68,7 +71,7 @@ def export(
     if check and exporter.reader is not None:
         shown.say(f"reading it back with {exporter.reader}")
         facts["verification"] = _verified(
-            source, out, exporter_facts, exporter.reader, windows, model
+            *(source, out, exporter_facts, exporter.reader, windows, model)
         )
     write_card(facts, out)
     write_json(out / MANIFEST, facts)
@@ -78,7 +81,37 @@ def export(
             f"{'; '.join(facts['verification']['problems'])}. Its files are kept; "
             f"{MANIFEST} marks them as failed. Do not publish it."
         )
+    if push_to_hub is not None:
+        shown.say(f"uploading to {push_to_hub}")
+        publish(out, push_to_hub)
     return facts
+
+
+def _check_publishing(repository: str | None, check: bool) -> None:
+    if repository is not None and not check:
+        raise OutputError(
+            "what is published must be read back first. Got --push-to-hub with --no-check. "
+            "Leave one out."
+        )
+
+
+def publish(out: Path, repository: str) -> None:
+    """Upload a checked export to a Hub repository, made if there is none.
+
+    Raises:
+        OutputError: the Hub refused.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=out, ignore_patterns=[MARK])
+    except Exception as error:  # of the network, the Hub, or the token
+        raise OutputError(
+            f"'{repository}' must take the upload. Got: {type(error).__name__}: {error}. "
+            f"The export itself is whole: '{out}'."
+        ) from error
 
 
 def _target(source: Source, format: str | None, runtime: str | None) -> tuple[Runtime | None, str]:

@@ -9,6 +9,8 @@ from typing import Any
 from autocompress.errors import ModelError, OutputError
 from autocompress.exporters.native import MANIFEST
 from autocompress.files import write_json
+from autocompress.folders import describe_folder
+from autocompress.gguf_files import describe_gguf, only_gguf
 
 MARK = ".autocompress"  # written first: the folder is ours even before the manifest
 
@@ -51,6 +53,15 @@ def write_manifest(out: Path, facts: dict[str, Any]) -> None:
     write_json(out / MANIFEST, facts)
 
 
+def is_result(folder: Path) -> bool:
+    """Whether a folder is, or means to be, a result of a search: not an export, not of others."""
+    try:
+        facts = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return not (folder / "config.json").exists() and only_gguf(folder) is None
+    return not (isinstance(facts, dict) and "export" in facts)
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The facts of a result folder.
 
@@ -67,3 +78,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(facts, dict) or "results" not in facts:
         raise ModelError(f"'{folder / MANIFEST}' must be a manifest of autocompress. Got another.")
     return facts
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What is in a folder or a GGUF file: a result's manifest, or what its files hold.
+
+    Raises:
+        ModelError: neither, half-written or damaged.
+    """
+    file = only_gguf(folder)
+    if file is not None:
+        return describe_gguf(file)
+    return read_manifest(folder) if is_result(folder) else describe_folder(folder)

@@ -25,6 +25,39 @@ from autocompress.report.latency import latency
 WORDS = ("shape", "level", "runs on", "")  # columns of a profile that are read from the left
 
 
+def show(facts: dict[str, Any], folder: Path) -> None:
+    """Print what `output.describe` found."""
+    if "tensors" in facts:
+        tensor_table(facts)
+    elif "modules" in facts:
+        module_table(facts)
+    else:
+        layer_table(facts)
+        if facts["results"]:
+            result_table(facts, folder)
+
+
+def module_table(facts: dict[str, Any]) -> None:
+    """Every matrix of a model folder, and the sums of each level."""
+    table = Table(title=f"{facts['folder']}: {facts['method']}, {facts['architecture']}")
+    for column in ("module", "level", "shape", "bits/weight", "bytes"):
+        table.add_column(column, justify="left" if column in ("module", "level") else "right")
+    for row in facts["modules"]:
+        shape = " x ".join(map(str, row["shape"]))
+        table.add_row(row["name"], row["level"], shape, f"{row['bits']:.3f}", f"{row['bytes']:,}")
+    console = Console()
+    console.print(table)
+    for level, total in sorted(facts["levels"].items()):
+        console.print(
+            f"{level}: {total['weights']:,} weights, {total['bytes']:,} bytes", highlight=False
+        )
+    console.print(
+        f"{facts['file_bytes']:,} bytes on disk, {facts['bits_per_weight']:.4f} bits per weight of "
+        "all matrices",
+        highlight=False,
+    )
+
+
 def result_table(facts: dict[str, Any], folder: Path) -> None:
     """Dense, uniform, ILP and winner on test windows, and where everything is."""
     table = Table(title=f"{facts['model']['name']}: test windows")

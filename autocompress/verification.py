@@ -92,9 +92,7 @@ def _compare_weights(
 ) -> dict[str, Any]:
     """Digests of the weights in scope beside those of the source."""
     different = [
-        name
-        for name, there in found.items()
-        if there != _digest(source.weight(name).to(source.rounding(name, rounded)))
+        name for name, there in found.items() if there != _digest(source.decoded(name, rounded))
     ]
     return {"compared": len(found), "different": different}
 

@@ -138,7 +138,7 @@ def test_run_folder_stands_beside_the_result_unless_named() -> None:
         ('"some/model"', "3", "model must be a string. Got 3"),
         ('"results/a"', '""', "out must be a string that is not blank"),
         ("[tokens]\nsearch = 4096", "tokens = 3", "tokens must be a table with calibrate"),
-        ("seed = 7", "seed =", r"study\.toml' must be TOML.*line 8"),
+        ("seed = 7", "seed =", r"study\.toml' must be TOML.*line 9"),
     ],
 )
 def test_every_mistake_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -34,6 +34,7 @@ TIERS = (
             "runtimes",
             "plans",
             "sublayers",
+            "folders",
             "documents",
             "windows",
             "calibration",
@@ -83,12 +84,12 @@ TIERS = (
     ),
     ("progress",),
     ("profiler", "latency_cases", "latency_timing", "latency_model"),
-    ("exporters", "report"),
+    ("exporters", "report", "loading"),
     ("output", "result", "evaluator", "session", "scoring", "manifest", "benchmark", "tasks"),
-    ("verification", "card", "gguf_scoring"),
+    ("verification", "card", "foreign_scoring"),
     ("estimates", "finalists", "latency_local", "latency_setup", "outlier_scores"),
     ("latency_search", "quality_search"),
-    ("pipeline", "exporting", "planning"),
+    ("pipeline", "doctor", "exporting", "planning"),
     ("show", "run_commands", "profile_command", "eval_command", "export_commands"),
     ("cli", "__main__", "__init__"),  # `__init__` is the facade: it names the public API
 )
@@ -102,7 +103,7 @@ SEES_TORCH = {
     *("runtime_facts", "lean", "backends", "prefix", "gradients", "linearization", "estimates"),
     *("finalists", "parts", "verification", "exporting", "export_commands", "card"),
     *("outlier_scores", "planning", "comparison", "eval_command", "quality_search"),
-    *("gguf_scoring", "removal", "structure", "packing"),
+    *("foreign_scoring", "doctor", "loading", "removal", "structure", "packing"),
 }
 TORCH_FREE = {place for places in TIERS for place in places} - SEES_TORCH
 FILE_LINES = 300

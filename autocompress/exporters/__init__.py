@@ -22,6 +22,7 @@ HOMES: Mapping[str, str] = {  # format -> module
     "compressed-tensors": "autocompress.exporters.packed_integers",
     "gguf": "autocompress.exporters.gguf",
     "dense": "autocompress.exporters.dense",
+    "peft": "autocompress.exporters.adapter",
     "plan": "autocompress.exporters.plan",
     "native": "autocompress.exporters.copy",
 }
@@ -43,7 +44,7 @@ class Exporter(Protocol):
         Returns:
             Facts for the manifest: at least `files`, names of weight files, and `bytes`, what they
             hold at most by the cost table. Where a loader cannot hold decoded weights exactly,
-            `rounded` says what to, by part (`Source.rounding`); where it does not compute with
+            `rounded` says what to, by part (`Source.decoded`); where it does not compute with
             the same activations, `approximate` says why.
 
         Raises:

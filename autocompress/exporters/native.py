@@ -173,7 +173,7 @@ def load(
         )
     check_weights(folder / WEIGHTS)
     try:
-        with _silence():  # what is missing or of another shape is refused below, by name
+        with silence():  # what is missing or of another shape is refused below, by name
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype="auto" if dtype is None else dtype,
@@ -214,7 +214,7 @@ def _check_tensors(folder: Path, info: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """No warnings of transformers."""
     from transformers.utils import logging
 

@@ -17,9 +17,10 @@ from autocompress.errors import ModelError
 from autocompress.experts import Expert, UnfusedExperts, unfuse_experts
 from autocompress.exporters.native import MANIFEST, check_weights
 from autocompress.integration import FORMAT, METHOD, WEIGHTS
-from autocompress.levels import Dense, Level, Shape, parse_level
+from autocompress.levels import Dense, Joint, Level, Shape, parse_level
 from autocompress.models import is_tied, weight_of
-from autocompress.packed import Packed, tensor_shapes
+from autocompress.packed import Packed, dense_weight, tensor_shapes
+from autocompress.packed.low_rank import low_rank_dense
 from autocompress.parts import module_parts
 from autocompress.runtimes.rules import part_of
 
@@ -141,21 +142,29 @@ class Source:
                 f"'{self.folder / WEIGHTS}' must hold '{name}'. Got: {error}. Write it again."
             ) from error
 
-    def rounding(self, name: str, rounded: Mapping[str, str]) -> torch.dtype:
-        """What a packed module's decoded weight is rounded to.
+    def decoded(self, name: str, rounded: Mapping[str, str]) -> Tensor:  # (out, in), float32
+        """A module's weight as a loader that cannot hold it exactly has it.
 
         Args:
             rounded: part of the model, or '*' for all -> name of a dtype; float32 where neither is.
+                'base' is all but low-rank parts, which are then added exactly.
         """
-        found = rounded.get(part_of(name, self.parts), rounded.get("*", "float32"))
+        level = self.level(name)
+        found = rounded.get(part_of(name, self.parts), rounded.get("*", rounded.get("base")))
+        if found is None:
+            return self.weight(name)
         dtype: torch.dtype = getattr(torch, found)
-        return dtype
+        if "base" in rounded and isinstance(level, Joint) and level.low_rank is not None:
+            packed = self.packed(name)
+            base = dense_weight(level.base, packed.shape, packed.tensors).to(dtype).float()
+            return base + low_rank_dense(level.low_rank, packed.shape, packed.tensors)
+        return self.weight(name).to(dtype).float()
 
     def stitched(self, rounded: Mapping[str, str] | None = None) -> Any:
         """The model with its decoded weights as plain parameters, computing in float32.
 
         Args:
-            rounded: see `rounding`.
+            rounded: see `decoded`.
         """
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.initialization import no_init_weights
@@ -167,7 +176,7 @@ class Source:
         unfuse_experts(model)
         state = {name: self.tensor(name) for name in self.plain()}
         for name in self.levels:
-            weight = self.weight(name).to(self.rounding(name, rounded or {}))
+            weight = self.decoded(name, rounded or {})
             state[f"{name}.weight"] = weight.T if self.parts.get(name) == "conv1d" else weight
         missing, unknown = model.load_state_dict(state, strict=False)
         parameters = dict(model.named_parameters(remove_duplicate=False))

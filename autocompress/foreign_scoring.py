@@ -1,4 +1,4 @@
-"""Score a GGUF file, ours or anyone's, on any text; beside its dense model where that is known."""
+"""Score a model of any format on any text; beside its dense model where that is known."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 
 from autocompress.comparison import compare
 from autocompress.errors import CalibrationError, ModelError
-from autocompress.gguf_files import MANIFEST, check_loadable
+from autocompress.gguf_files import MANIFEST
+from autocompress.loading import load_any
 from autocompress.models import load_model
 from autocompress.progress import Progress, Silent
 from autocompress.quality import vocabulary_of
@@ -19,7 +20,7 @@ from autocompress.scoring import WINDOW, text_facts, text_windows
 DISTANCES = ("kl", "agreement")  # figures that begin so need a dense model
 
 
-def evaluate_gguf(
+def evaluate_foreign(
     path: Path,
     data: str | None = None,
     *,
@@ -28,13 +29,13 @@ def evaluate_gguf(
     tokens: int = 16384,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """A GGUF file beside its dense model, with its weights exactly as it holds them.
+    """A model folder or GGUF file beside its dense model, its weights exactly as it holds them.
 
-    Computed by transformers in float32; llama.cpp rounds activations to 8 bits and differs by what
-    that costs.
+    Computed by transformers in float32; other runtimes round activations and differ by what that
+    costs.
 
     Args:
-        path: a GGUF file.
+        path: a GGUF file, or a folder that is no result of ours.
         data: what `read_documents` reads; None is the built-in text.
         model: the dense model; None is the one an export of ours records beside the file, if any.
         window: tokens per window, at least 2; None is 512.
@@ -46,7 +47,7 @@ def evaluate_gguf(
         known, `dense` and the distances of `packed` are None.
 
     Raises:
-        AutocompressError: a damaged file or unknown architecture, a dense model with other tokens,
+        AutocompressError: damaged files or unknown architecture, a dense model with other tokens,
             or less than one window of text.
     """
     shown, length = progress or Silent(), window or WINDOW
@@ -54,9 +55,8 @@ def evaluate_gguf(
         raise CalibrationError(
             f"--window must be at least 2 and --tokens at least one window. Got {length}, {tokens}."
         )
-    check_loadable(path)
     shown.say(f"decoding {path}")
-    packed, tokenizer = _decoded(path)
+    packed, tokenizer, method = load_any(path, torch.float32)
     windows = text_windows(data, tokenizer, length, tokens)
     known, source = (True, model) if model else _recorded(path)
     dense = _dense(path, packed, source, shown) if known else packed
@@ -66,7 +66,8 @@ def evaluate_gguf(
     if not known:
         facts["dense"] = None
         facts["packed"] |= {name: None for name in facts["packed"] if name.startswith(DISTANCES)}
-    return {"file": str(path), "data": data or "the built-in text", **facts, "tasks": {}}
+    text = data or "the built-in text"
+    return {"file": str(path), "method": method, "data": text, **facts, "tasks": {}}
 
 
 def _dense(path: Path, packed: Any, source: str | None, shown: Progress) -> Any:
@@ -85,31 +86,10 @@ def _dense(path: Path, packed: Any, source: str | None, shown: Progress) -> Any:
     return dense.model
 
 
-def _decoded(path: Path) -> tuple[Any, Any]:
-    """Model and tokenizer of a GGUF file, float32.
-
-    Raises:
-        ModelError: transformers cannot decode it.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32
-        )
-        return model.eval(), AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except Exception as error:
-        line = str(error).strip().split("\n")[0]
-        raise ModelError(
-            f"a GGUF file must be one that transformers can decode. Got '{path}': "
-            f"{type(error).__name__}: {line}. Use the original model."
-        ) from error
-
-
 def _recorded(path: Path) -> tuple[bool, str | None]:
     """Whether an export of ours records its dense model, and which; None is the default model."""
     try:
-        manifest = json.loads((path.parent / MANIFEST).read_text())
+        manifest = json.loads(((path.parent if path.is_file() else path) / MANIFEST).read_text())
         return True, manifest["model"]["source"]
     except (OSError, ValueError, KeyError, TypeError):
         return False, None
