@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.card import write_card
-from autocompress.errors import OutputError
+from autocompress.errors import OutputError, SpaceError
 from autocompress.exporters import find_exporter
 from autocompress.exporters.native import MANIFEST
 from autocompress.exporters.source import MARK, Source
@@ -63,6 +63,7 @@ def export(
     chosen, name = _target(source, format, runtime)
     exporter = find_exporter(name)
     check_new(out, overwrite)
+    _check_removed(source, name)
     _check_publishing(push_to_hub, check)
     exporter_facts = _write(exporter, source, chosen, out, shown)
     facts = _facts(source, name, exporter_facts, out)
@@ -85,6 +86,15 @@ def export(
         shown.say(f"uploading to {push_to_hub}")
         publish(out, push_to_hub)
     return facts
+
+
+def _check_removed(source: Source, format: str) -> None:
+    """Refuse dropped sublayers where a format has no word for them."""
+    if source.removed and format != "native":
+        raise SpaceError(
+            f"every sublayer must be there in format '{format}'. Got a result without "
+            f"'{source.removed[0]}' ({len(source.removed)} in all). Export it as native."
+        )
 
 
 def _check_publishing(repository: str | None, check: bool) -> None:

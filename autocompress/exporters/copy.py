@@ -11,7 +11,7 @@ from autocompress.errors import OutputError
 from autocompress.exporters.source import Source
 from autocompress.exporters.writing import write_companions
 from autocompress.files import write_atomically
-from autocompress.integration import FORMAT, METHOD, WEIGHTS
+from autocompress.integration import WEIGHTS
 from autocompress.runtimes import Runtime
 
 
@@ -33,13 +33,8 @@ class NativeExporter:
             shutil.copyfile(weights, draft)
 
         write_atomically(out / WEIGHTS, copy)
-        packing = {
-            "quant_method": METHOD,
-            "format": FORMAT,
-            "activations": source.activations,
-            "levels": {name: str(level) for name, level in source.levels.items()},
-        }
-        write_companions(source, source.config | {"quantization_config": packing}, out)
+        config = source.config | {"quantization_config": source.packing}
+        write_companions(source, config, out)
         return {"files": [WEIGHTS], "bytes": int(source.manifest["total_bytes"])}
 
 

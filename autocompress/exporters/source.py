@@ -36,14 +36,14 @@ class Source:
         config: its config.json, without `quantization_config`.
         manifest: its autocompress.json.
         levels: module -> level of every packed module.
-        activations: what our kernels round them to.
+        packing: its whole `quantization_config`, as our quantizer reads it.
     """
 
     folder: Path
     config: dict[str, Any]
     manifest: dict[str, Any]
     levels: dict[str, Level]
-    activations: str
+    packing: dict[str, Any]
     _file: Any = field(repr=False, default=None)
 
     @classmethod
@@ -67,7 +67,7 @@ class Source:
         check_weights(folder / WEIGHTS)
         levels = {name: parse_level(key) for name, key in packing["levels"].items()}
         file = safe_open(folder / WEIGHTS, "pt")
-        return cls(folder, config, manifest, levels, packing["activations"], file)
+        return cls(folder, config, manifest, levels, packing, file)
 
     @cached_property
     def model(self) -> Any:
@@ -84,6 +84,11 @@ class Source:
     def parts(self) -> dict[str, str]:
         """Modules that are no plain linears of blocks; see `module_parts`."""
         return module_parts(self.model)
+
+    @property
+    def removed(self) -> list[str]:
+        """Sublayers that are not there; only our own format can say so."""
+        return sorted(self.packing.get("removed") or ())
 
     @property
     def tied(self) -> bool:
