@@ -63,8 +63,7 @@ def export(
     chosen, name = _target(source, format, runtime)
     exporter = find_exporter(name)
     check_new(out, overwrite)
-    _check_removed(source, name)
-    _check_publishing(push_to_hub, check)
+    _check_export(source, name, push_to_hub, check)
     exporter_facts = _write(exporter, source, chosen, out, shown)
     facts = _facts(source, name, exporter_facts, out)
     facts["verification"] = None
@@ -88,16 +87,13 @@ def export(
     return facts
 
 
-def _check_removed(source: Source, format: str) -> None:
-    """Refuse dropped sublayers where a format has no word for them."""
+def _check_export(source: Source, format: str, repository: str | None, check: bool) -> None:
+    """Refuse dropped sublayers where a format has no word for them, and unchecked uploads."""
     if source.removed and format != "native":
         raise SpaceError(
             f"every sublayer must be there in format '{format}'. Got a result without "
             f"'{source.removed[0]}' ({len(source.removed)} in all). Export it as native."
         )
-
-
-def _check_publishing(repository: str | None, check: bool) -> None:
     if repository is not None and not check:
         raise OutputError(
             "what is published must be read back first. Got --push-to-hub with --no-check. "
