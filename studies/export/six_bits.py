@@ -42,7 +42,8 @@ def main() -> None:
     path = out / "plan.json"
     path.write_text(json.dumps(plan, indent=1))
     build_plan(path, out / "packed", run=run)
-    facts = export(out / "packed", out / "export", runtime="ct-transformers", overwrite=True)
+    there = out / "export"
+    facts = export(out / "packed", there, runtime="ct-transformers", windows=1, overwrite=True)
     used = {level: list(levels.values()).count(level) for level in sorted(set(levels.values()))}
     print(json.dumps({"levels": used, **facts["verification"]}, indent=1))
 
