@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from autocompress.errors import AutocompressError
     from autocompress.exporters.native import load
     from autocompress.levels import Level, parse_level
-    from autocompress.pipeline import build_database, search
-    from autocompress.result import Result
+    from autocompress.pipeline import build_database, search, search_front
+    from autocompress.result import FrontResult, Result
     from autocompress.scoring import evaluate
 
 __version__ = "0.1.0"
@@ -36,6 +36,7 @@ __all__ = [
     "Allocation",
     "AutocompressError",
     "CostTable",
+    "FrontResult",
     "Level",
     "Result",
     "SearchSpace",
@@ -45,12 +46,14 @@ __all__ = [
     "load",
     "parse_level",
     "search",
+    "search_front",
 ]
 
 _HOMES = {
     "Allocation": "autocompress.core",
     "AutocompressError": "autocompress.errors",
     "CostTable": "autocompress.core",
+    "FrontResult": "autocompress.result",
     "Level": "autocompress.levels",
     "Result": "autocompress.result",
     "SearchSpace": "autocompress.core",
@@ -60,6 +63,7 @@ _HOMES = {
     "load": "autocompress.exporters.native",
     "parse_level": "autocompress.levels",
     "search": "autocompress.pipeline",
+    "search_front": "autocompress.pipeline",
 }
 
 

@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from autocompress import eval_command, export_commands, profile_command, run_commands
+from autocompress import (
+    eval_command,
+    export_commands,
+    front_commands,
+    profile_command,
+    run_commands,
+)
 from autocompress.errors import AutocompressError
 
 if TYPE_CHECKING:
     from autocompress.config import StudyConfig
     from autocompress.progress import Progress
+    from autocompress.result import FrontResult, Result
 
 app = typer.Typer(
     name="autocompress",
@@ -40,7 +47,10 @@ Text = Annotated[
     str | None,
     typer.Option(help="Text, jsonl, parquet, datasets folder or Hub id; default built-in text."),
 ]
-Run = Annotated[Path | None, typer.Option(help="Folder of database and study; default OUT.run.")]
+Run = Annotated[
+    Path | None,
+    typer.Option(help="Folder of database, study and settings; default OUT.run."),
+]
 Seed = Annotated[int, typer.Option(help="Of windows, labels and strategies.")]
 Prefix = Annotated[
     str | None, typer.Option(help="Level whose weights make the calibration activations.")
@@ -58,6 +68,9 @@ Minimize = Annotated[
 ]
 Strategy = Annotated[
     str, typer.Option(help="auto, ilp, refinement, evolution, uniform, …; see docs.")
+]
+Pareto = Annotated[
+    str | None, typer.Option(help="A whole front in place of a budget: 'bits=2.5..6'.")
 ]
 Effort = Annotated[str, typer.Option(help="quick, normal or thorough: tokens to spend.")]
 Tokens = Annotated[int | None, typer.Option(help="To spend, in place of an effort.")]
@@ -127,18 +140,30 @@ def search(
     decode: profile_command.Decode = 1.0,
     activations: profile_command.Activations = "int8",
     storage: Storage = None,
+    pareto: Pareto = None,
+    points: Annotated[int, typer.Option(help="Models of the front.")] = 6,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Search the best allocation within the budgets and write the packed model."""
-    from autocompress.pipeline import run_search
-    from autocompress.show import result_table
+    from autocompress.pipeline import run_front, run_search
 
-    result = run_search(_settings(context, config), _progress())
+    settings = _settings(context, config)
+    go: Any = run_search if settings.pareto is None else run_front
+    _show(go(settings, _progress()), as_json)
+
+
+def _show(result: Result | FrontResult, as_json: bool) -> None:
+    """A search's result; the exit code says whether Ctrl-C ended it."""
     if as_json:
         _print_json(result.facts)
     else:
-        result_table(result.facts, result.path)
+        from autocompress.show import front_table, result_table
+
+        show = front_table if "points" in result.facts else result_table
+        show(result.facts, result.path)
+    if result.facts["stopped"]:
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command()
@@ -220,6 +245,9 @@ def spaces(as_json: Json = False) -> None:
 
 app.command(name="eval")(eval_command.evaluate)
 app.command()(profile_command.profile)
+app.command()(front_commands.front)
+app.command()(front_commands.compare)
+app.command()(front_commands.dashboard)
 app.command()(run_commands.generate)
 app.command()(run_commands.bench)
 app.command()(export_commands.export)
@@ -235,10 +263,11 @@ FIELDS = {
 
 
 def _settings(context: typer.Context, file: Path | None) -> StudyConfig:
-    """The configuration: defaults, then the TOML file, then flags given on the command line."""
+    """The configuration: defaults, what the run folder remembers, the TOML file, given flags."""
     from dataclasses import fields
 
-    from autocompress.config import StudyConfig
+    from autocompress.config import StudyConfig, read_file
+    from autocompress.run_record import recalled
 
     known = {field.name for field in fields(StudyConfig)}
     given: dict[str, Any] = {}
@@ -247,7 +276,8 @@ def _settings(context: typer.Context, file: Path | None) -> StudyConfig:
         source = context.get_parameter_source(name)
         if field in known and value is not None and source is not None and source.name != "DEFAULT":
             given[field] = tuple(value) if isinstance(value, list) else value
-    return StudyConfig(**given) if file is None else StudyConfig.from_toml(file, **given)
+    settings = {} if file is None else read_file(file)
+    return StudyConfig(**recalled({**settings, **given}))
 
 
 def _progress() -> Progress:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Self, get_type_hints
 
 from autocompress.documents import SplitTokens
-from autocompress.effort import Plan, effort_tokens, plan
+from autocompress.effort import WARM, Plan, effort_tokens, plan, share
 from autocompress.errors import ConfigError
 from autocompress.levels import Level, parse_level
+from autocompress.ranges import range_texts
 from autocompress.spaces import Pin, parse_pin
 from autocompress.tables import check_keys, did_you_mean, read_toml
 from autocompress.targets import MODES, Target
@@ -37,6 +38,8 @@ class StudyConfig:
     runtime: str | None = None  # what must load the result: a name in `runtimes`; None is ours
     budgets: tuple[str, ...] = ()  # upper limits, '3.5bits'; empty only to build a database
     minimize: str | None = None  # under a limit on KL: 'bytes' (the default) or 'latency'
+    pareto: str | None = None  # in place of one limit a range, 'bits=2.5..6': a whole front
+    points: int = 6  # limits in that range, both ends included: models of the front, 2 to 64
     pins: tuple[str, ...] = ()  # 'pattern=level', win over those of the space
     calibration: str | None = None  # what `read_documents` reads; None is the built-in text
     window: int = 512  # tokens per window, at least 2
@@ -45,6 +48,7 @@ class StudyConfig:
     strategy: str = "auto"  # name in the strategy registry
     effort: str = "normal"  # how many tokens `auto` may spend: 'quick', 'normal' or 'thorough'
     spend: int | None = None  # tokens it may spend, in place of an effort
+    warm: int | None = None  # of the first search in `run`: this one spends an eighth, and shares
     sensitivity_tokens: int | None = None  # that first gradients see; None is what `spend` affords
     generations: int | None = None  # of evolution, at least 0; None is the strategy's default
     offspring: int | None = None  # per generation, at least 1; None is the strategy's default
@@ -70,6 +74,7 @@ class StudyConfig:
         self.parsed_pins()
         self.parsed_target()
         self._check_folders()
+        _ = self.limits  # must be readable
 
     @property
     def run_folder(self) -> Path:
@@ -85,11 +90,28 @@ class StudyConfig:
         Args:
             available: tokens of the search split.
         """
-        tokens = effort_tokens(self.effort)
-        found = plan(tokens if self.spend is None else self.spend, self.window, available)
+        found = plan(self.full_tokens, self.window, available)
+        if self.warm is not None:
+            first = plan(self.warm, self.window, available)
+            found = share(first, self.warm // WARM, self.window, available)
         if self.sensitivity_tokens is None:
             return found
         return replace(found, sensitivities=self.sensitivity_tokens)
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """Everything that is limited: the range of a front, then budgets, as budgets are written.
+
+        Raises:
+            BudgetError: the range cannot be read.
+        """
+        front = () if self.pareto is None else range_texts(self.pareto, self.points)
+        return (*front, *self.budgets)
+
+    @property
+    def full_tokens(self) -> int:
+        """Tokens that a search may spend which begins with nothing."""
+        return effort_tokens(self.effort) if self.spend is None else self.spend
 
     def prefix_level(self) -> Level:
         """`prefix` as a level."""
@@ -121,6 +143,7 @@ class StudyConfig:
 
     def _check_numbers(self) -> None:
         _check_range("seed", self.seed, 0, 2**32 - 1)
+        _check_range("points", self.points, 2, 64)
         _check_range("generations", self.generations, 0, 10**9)
         _check_range("offspring", self.offspring, 1, 10**6)
         self.spending(self.tokens.search)
@@ -132,7 +155,10 @@ class StudyConfig:
             )
 
     def _check_strings(self) -> None:
-        for name in ("model", "space", "runtime", "calibration", "strategy", "storage", "target"):
+        for name in (
+            *("model", "space", "runtime", "calibration", "strategy", "storage", "target"),
+            "pareto",
+        ):
             got = getattr(self, name)
             if got is not None and not got.strip():
                 raise ConfigError(f"{name} must not be blank. Name one, or leave it out.")
@@ -163,9 +189,25 @@ class StudyConfig:
         Raises:
             AutocompressError: not readable, not TOML, an unknown key or a wrong value.
         """
-        table, _ = read_toml(path, ConfigError)
-        values = _typed(table, cls, f"{path}: ")
-        return cls(**{**values, **flags})
+        return cls(**{**read_file(path), **flags})
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The fields of `StudyConfig` that a TOML file sets; see `StudyConfig.from_toml`."""
+    table, _ = read_toml(path, ConfigError)
+    return read_settings(table, f"{path}: ")
+
+
+def read_settings(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A table of plain values as fields of `StudyConfig`.
+
+    Args:
+        where: what errors begin with.
+
+    Raises:
+        AutocompressError: an unknown key or a wrong value.
+    """
+    return _typed(table, StudyConfig, where)
 
 
 def _check_range(name: str, value: int | None, low: int, high: int) -> None:

@@ -11,6 +11,9 @@ from autocompress.tables import did_you_mean
 EFFORTS = {"quick": 30_000, "normal": 300_000, "thorough": 1_000_000}  # tokens
 
 SENSITIVITIES, DESCENT = 0.36, 0.36  # shares of a small budget; the rest is for scores
+REFINE = 0.5  # share of refinement where sensitivities are known
+WARM = 8  # a search of a run folder that knows another spends one in so many tokens of the first
+FRONT = 1.5  # tokens of a whole front, in those of one search
 UNIFORM = 4  # windows on which the uniform allocation is raced before it leaves
 STEPS = 8  # of the descent at most; more tokens make larger batches
 
@@ -71,6 +74,38 @@ def plan(tokens: int, window: int, available: int) -> Plan:
     uniform = min(UNIFORM * window, left // 3)
     compare = whole((left - uniform) / tokens, 1 + contenders, available)
     return Plan(tokens, sensitivities, steps, batch, contenders, compare)
+
+
+def share(base: Plan, extra: int, window: int, available: int) -> Plan:
+    """A plan that shares its sensitivities with `base` and spends `extra` tokens beside them.
+
+    For another budget or another point of a front, gradients beside the dense model are known.
+    What is left is spent in halves: on refinement, and on scores.
+
+    Args:
+        extra: tokens beyond the sensitivities; at least one window is taken for each purpose.
+        window: tokens per window.
+        available: tokens of the search split.
+    """
+    descent = max(1, int(REFINE * extra / GRADIENT) // window)  # windows
+    steps = max(1, min(STEPS, descent // 2))
+    contenders = max(1, min(3, steps // 2))
+    batch = max(1, min(descent // steps, available // window)) * window
+    left = max(0, extra - GRADIENT * steps * batch - min(UNIFORM * window, extra // 6))
+    compare = max(1, min(left // (1 + contenders), available) // window) * window
+    tokens = GRADIENT * base.sensitivities + max(extra, window)
+    return Plan(tokens, base.sensitivities, steps, batch, contenders, compare)
+
+
+def front_plan(tokens: int, points: int, window: int, available: int) -> Plan:
+    """What each point of a front may spend where one search may spend `tokens`.
+
+    All points together spend half as much again as one search: sensitivities are paid once, and
+    answers to neighbouring limits are alike.
+    """
+    base = plan(tokens, window, available)
+    extra = int(FRONT * tokens) - GRADIENT * base.sensitivities
+    return share(base, extra // points, window, available)
 
 
 def effort_tokens(effort: str) -> int:

@@ -9,6 +9,11 @@ from typing import Annotated, Any
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, nothing else, on standard output.")]
+Format = Annotated[
+    str | None, typer.Option(help="compressed-tensors, gguf, dense, peft, plan, native.")
+]
+Hub = Annotated[str | None, typer.Option(help="Hub repository to upload to; default none.")]
+Point = Annotated[int | None, typer.Option(help="Of the run's front, as `front` counts them.")]
 
 Plan = Annotated[Path | None, typer.Option(help="plan.json, or the folder of an exported plan.")]
 
@@ -27,11 +32,10 @@ def build_plan(plan: Path, out: Path, run: Path | None, model: str | None, as_js
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(help="Result of a search.")],
+    folder: Annotated[Path, typer.Argument(help="Result of a search; with --point, its run.")],
+    point: Point = None,
     out: Annotated[Path | None, typer.Option(help="New folder; default FOLDER-FORMAT.")] = None,
-    format: Annotated[
-        str | None, typer.Option(help="compressed-tensors, gguf, dense, peft, plan, native.")
-    ] = None,
+    format: Format = None,
     runtime: Annotated[
         str | None, typer.Option(help="What must load it; default the one searched for.")
     ] = None,
@@ -43,12 +47,14 @@ def export(
         str | None, typer.Option(help="The dense model; default the one it was made from.")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a former export.")] = False,
-    push_to_hub: Annotated[
-        str | None, typer.Option(help="Hub repository to upload to; default none.")
-    ] = None,
+    push_to_hub: Hub = None,
     as_json: Json = False,
 ) -> None:
-    """Write a result in a format that other runtimes load, and read it back."""
+    """Write a result, or a point of a front, in a format that other runtimes load; read it back."""
+    if point is not None:
+        folder = _write_point(folder, point, out if format is runtime is None else None)
+        if format is runtime is None:
+            return
     from autocompress.exporting import export as run
     from autocompress.progress import terminal_progress
 
@@ -61,6 +67,21 @@ def export(
     else:
         typer.echo(f"{facts['file_bytes']:,} bytes: {target}")
         typer.echo(_checked(facts["verification"]))
+
+
+def _write_point(run: Path, number: int, out: Path | None) -> Path:
+    """The packed model of a point, which other formats are made from."""
+    from autocompress.points import write_point
+    from autocompress.progress import terminal_progress
+
+    named = run.resolve().name.removesuffix(".run")
+    result = write_point(
+        run, number, out or run.with_name(f"{named}-point-{number}"), terminal_progress()
+    )
+    typer.echo(
+        f"{result.effective_bits:.4f} effective bits, {result.file_bytes:,} bytes: {result.path}"
+    )
+    return result.path
 
 
 def _checked(found: dict[str, Any] | None) -> str:

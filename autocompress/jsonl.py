@@ -41,13 +41,7 @@ class JsonLines:
         """
         content = self.path.read_bytes()
         self._end = content.rfind(b"\n") + 1
-        rows = []
-        for number, line in enumerate(content[: self._end].split(b"\n")[:-1], start=1):
-            try:
-                rows.append(dict(json.loads(line)))
-            except (TypeError, ValueError) as error:
-                raise damaged(self.path, number, error) from error
-        return rows
+        return _parse(self.path, content[: self._end])
 
     def append(self, rows: Iterable[Row]) -> None:
         """Write rows through to the disk; after an error none of them counts.
@@ -69,6 +63,26 @@ class JsonLines:
     def close(self) -> None:
         """Close the file; every row is on the disk already."""
         self._file.close()
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The whole lines of a file that another process may be appending to; none if it is missing.
+
+    Raises:
+        StudyError: a line is damaged.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    return _parse(path, content[: content.rfind(b"\n") + 1])
+
+
+def _parse(path: Path, content: bytes) -> list[Row]:
+    rows = []
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            rows.append(dict(json.loads(line)))
+        except (TypeError, ValueError) as error:
+            raise damaged(path, number, error) from error
+    return rows
 
 
 def write_row(row: Mapping[str, Any]) -> str:

@@ -59,7 +59,7 @@ def open_limit(session: Session) -> Limit | None:
         BudgetError: a budget cannot be read.
         LatencyError: no such target, or a store that does not fit.
     """
-    timed = [limits_time(text) for text in session.config.budgets]  # all must be readable
+    timed = [limits_time(text) for text in session.config.limits]  # all must be readable
     if not any(timed) and session.config.minimize != LATENCY:
         return None
     from autocompress.latency_setup import price

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from autocompress.core import Allocation, Problem
 from autocompress.files import sha256
 from autocompress.levels import Dense, Level
 from autocompress.machine import describe_machine
+from autocompress.opening import Opened, model_facts, source_of
 from autocompress.plans import OTHERS, SETTINGS, BuildPlan
 from autocompress.result import allocation_facts, budget_facts, trial_facts
 from autocompress.session import Session
@@ -23,12 +25,7 @@ PACKAGES = ("autocompress", "torch", "transformers", "numpy", "scipy", "optuna",
 
 
 def manifest_facts(
-    session: Session,
-    problem: Problem,
-    study: Study,
-    winner: Allocation,
-    results: dict[str, Any],
-    weights: Path,
+    opened: Opened, winner: Allocation, results: dict[str, Any], weights: Path
 ) -> dict[str, Any]:
     """The content of `autocompress.json`.
 
@@ -36,15 +33,13 @@ def manifest_facts(
         results: scores of dense, uniform, ilp and winner.
         weights: the written weights file.
     """
-    config = session.config
+    session, problem = opened.session, opened.problem
     predicted = problem.sensitivities(session.spending.sensitivities).mean
     return {
-        "format": 1,
-        **_model_facts(session),
+        **study_facts(opened),
         **_size_facts(session, problem, winner),
         "file_bytes": weights.stat().st_size,
         "sha256": {weights.name: sha256(weights)},
-        "machine": describe_machine(session.loaded.model.dtype),
         "budgets": [budget_facts(problem, budget, winner) for budget in problem.budgets],
         "results": results,
         "settings": build_settings(session.config),
@@ -52,14 +47,35 @@ def manifest_facts(
             {**row, "prefix": str(prefix_of(session, index))}
             for index, row in enumerate(allocation_facts(problem, winner, predicted))
         ],
+    }
+
+
+def study_facts(opened: Opened) -> dict[str, Any]:
+    """What is true of a whole search, however many models come of it."""
+    session, problem, study = opened.session, opened.problem, opened.study
+    predicted = problem.sensitivities(session.spending.sensitivities).mean
+    return {
+        "format": 1,
+        "model": model_facts(session),
+        **_setting_facts(session),
+        "machine": describe_machine(session.loaded.model.dtype),
         "trials": trial_facts(problem, study, predicted),
         "tokens": _tokens(session, study),
         "seconds": {phase: round(spent, 2) for phase, spent in session.seconds.items()},
-        "notes": _notes(session),
+        "recording": round(study.recording + opened.mirror.seconds, 2),
+        "peak_bytes": _peak_bytes(),
+        "stopped": opened.stop.requested,
+        "notes": _notes(opened),
         "command": " ".join(["autocompress", *sys.argv[1:]]) if _from_shell() else None,
-        "seed": config.seed,
+        "seed": opened.config.seed,
         "versions": {name: version(name) for name in PACKAGES},
     }
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process held."""
+    unit = 1 if sys.platform == "darwin" else 1024  # what Linux counts in
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def plan_facts(session: Session, plan: BuildPlan, allocation: Allocation) -> dict[str, Any]:
@@ -68,7 +84,8 @@ def plan_facts(session: Session, plan: BuildPlan, allocation: Allocation) -> dic
     before = plan.build_space(space.layers).levels
     return {
         "format": 1,
-        **_model_facts(session),
+        "model": model_facts(session),
+        **_setting_facts(session),
         "effective_bits": bits.total(allocation) / space.weights,
         "model_bits": 8 * whole.total(allocation) / session.loaded.parameters,
         "total_bytes": int(whole.total(allocation)),
@@ -99,16 +116,10 @@ def dense_bytes(session: Session) -> int:
     return int(session.costs[1].base) + 2 * session.space.weights
 
 
-def _model_facts(session: Session) -> dict[str, Any]:
-    """What was compressed, over which space, on which text."""
-    loaded, space = session.loaded, session.space
+def _setting_facts(session: Session) -> dict[str, Any]:
+    """Over which space and on which text."""
+    space = session.space
     return {
-        "model": {
-            "name": loaded.name,
-            "source": _source(session.config.model),
-            "parameters": loaded.parameters,
-            "fingerprint": loaded.fingerprint,
-        },
         "space": {
             "name": space.name,
             "layers": len(space.layers),
@@ -117,7 +128,7 @@ def _model_facts(session: Session) -> dict[str, Any]:
             "runtime": session.config.runtime,
             "scope": list(session.scope),
         },
-        "text": _source(session.config.calibration),
+        "text": source_of(session.config.calibration),
         "calibration": session.windows.record(),
         "dominated": [
             {"layers": list(it.layers), "level": str(it.level), "reason": it.reason}
@@ -130,7 +141,7 @@ def _model_facts(session: Session) -> dict[str, Any]:
 def build_settings(config: StudyConfig) -> dict[str, Any]:
     """The settings that built levels depend on, as a plan holds them."""
     found = {name: getattr(config, name) for name in (*SETTINGS, *OTHERS)}
-    return found | {"model": _source(config.model), "tokens": asdict(config.tokens)}
+    return found | {"model": source_of(config.model), "tokens": asdict(config.tokens)}
 
 
 def prefix_of(session: Session, index: int) -> Level:
@@ -138,12 +149,6 @@ def prefix_of(session: Session, index: int) -> Level:
     allowed, prefix = session.space.levels[index], session.config.prefix_level()
     shape = session.space.layers[index].shapes[0]
     return prefix if prefix in (*allowed, Dense()) else nearest(prefix, allowed, shape)
-
-
-def _source(name: str | None) -> str | None:
-    """Where `eval` finds the dense model or the text again, from any current directory."""
-    path = Path(name or "").expanduser()
-    return str(path.resolve()) if name and path.exists() else name
 
 
 def _size_facts(session: Session, problem: Problem, winner: Allocation) -> dict[str, Any]:
@@ -168,8 +173,13 @@ def _tokens(session: Session, study: Study) -> dict[str, int]:
     return {**parts, "total": sum(parts.values())}
 
 
-def _notes(session: Session) -> list[str]:
-    notes = []
+def _notes(opened: Opened) -> list[str]:
+    session, notes = opened.session, []
+    if opened.stop.requested:
+        notes.append(
+            f"Ctrl-C ended this search after {opened.study.tokens:,} tokens. The same command goes "
+            "on from there."
+        )
     if session.config.model is None and "Q4_1" in session.loaded.name:
         notes.append(
             "The default model is a dequantized Q4_1 file: its weights sit on a 4-bit grid of "

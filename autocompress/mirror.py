@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
-import statistics
+import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from autocompress.core import Allocation, CostTable, Layer, SearchSpace, Trial
-from autocompress.errors import OutputError, StudyError
-from autocompress.levels import Level
+from autocompress.core import CostTable, SearchSpace, Trial
+from autocompress.cost import LATENCY
+from autocompress.errors import StudyError
+from autocompress.optuna_storage import masked, open_storage, quiet
+from autocompress.summary import mean_bits, summary
 
 if TYPE_CHECKING:
     import optuna
@@ -21,106 +21,137 @@ if TYPE_CHECKING:
 Attribute = str | float | None
 
 JOURNAL = "optuna.journal"  # name of the default storage in a run folder
-METRICS = ("loss (KL, nats/token)", "effective bits")
+METRICS = ("loss (KL, nats/token)", "effective bits", "bytes", "ms per token")
 MOST_BITS = 64.0  # upper end of the parameters' range; no level stores more per weight
-GRACE = 5  # seconds until a journal lock that a killed process left behind is taken over
-
-_ATTENTION = re.compile(r"attn|attention|qkv|(^|[._])[qkvo]_(proj|lin)|c_attn")
-_MLP = re.compile(r"mlp|ffn|feed_forward|expert|gate|up_proj|down_proj|(^|[._])fc\d?")
+RETRY = 30.0  # seconds until a storage that failed is asked again
 
 
 class Mirror:
     """Reports to one Optuna study. It is written to, never searched from: not the hot path.
 
-    Each trial has at most 10 summary parameters, because the dashboard sends every parameter of
-    every trial; the whole allocation stays in the study's own table under the key given here.
+    Each trial has at most 10 summary parameters (see `summary`), because the dashboard sends every
+    parameter of every trial; the whole allocation stays in the study's own table under the key
+    given here. User attributes: allocation, number, origin, role, perplexity, split, tokens, seed,
+    every, and every cost under its table's name.
 
-    | parameter | meaning |
-    |---|---|
-    | `bits_attention`, `bits_mlp`, `bits_other` | effective bits of these layers, by name |
-    | `bits_first`, `bits_middle`, `bits_last` | effective bits of each third of the blocks |
-    | `bits_spread` | standard deviation of the layers' effective bits |
-    | `share_lowest`, `share_highest` | share of the free layers at their smallest, largest level |
+    A storage that fails does not end a search: what it lacks is kept, offered again, and reported
+    by the next run at the latest, because a resumed run reports everything once more.
 
-    Parts without layers are left out. User attributes: allocation, number, origin, role,
-    perplexity, split, tokens, seed, and every cost under its table's name.
+    Attributes:
+        seconds: that reporting took.
     """
 
     def __init__(
-        self, study: optuna.Study, space: SearchSpace, costs: Sequence[CostTable] = ()
+        self,
+        study: optuna.Study,
+        space: SearchSpace,
+        costs: Sequence[CostTable],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._study, self._space, self._costs = study, space, tuple(costs)
-        self._parts = _parts(space)
+        self.seconds = 0.0
+        self._study, self._space, self._costs, self._clock = study, space, tuple(costs), clock
+        self._values = ("bits", "bytes", LATENCY)[: len(study.directions) - 1]
         self._mirrored = {
             _identity(trial.user_attrs)
             for trial in study.get_trials(deepcopy=False)
             if "allocation" in trial.user_attrs
         }
+        self._waiting: list[optuna.trial.FrozenTrial] = []
+        self._failed = -math.inf  # when the storage did last
 
     @classmethod
     def open(
-        cls, storage: str | Path, name: str, space: SearchSpace, costs: Sequence[CostTable] = ()
+        cls, storage: str | Path, name: str, space: SearchSpace, costs: Sequence[CostTable]
     ) -> Self:
         """Create the study `name`, or continue it.
 
+        Its objectives are the loss, effective bits and bytes, and where `costs` has latencies ms
+        per token; a study that began with others is left alone, and one beside it is opened.
+
         Args:
             storage: an Optuna storage URL (`sqlite:///…`), or the path of a journal file.
-            costs: names the trials' costs.
+            name: of the study; what runs that share a storage must differ in.
+            costs: the trials' costs; 'bits' and 'bytes' at least.
 
         Raises:
             StudyError: Optuna cannot open the storage.
         """
         import optuna
 
-        with quiet():
-            try:
+        timed = any(table.name == LATENCY for table in costs)
+        metrics = METRICS if timed else METRICS[:-1]
+        opened = open_storage(storage)
+        try:
+            with quiet():
                 study = optuna.create_study(
-                    storage=open_storage(storage),
-                    study_name=name,
-                    directions=["minimize", "minimize"],
+                    storage=opened,
+                    study_name=f"{name} (with latency)" if timed else name,
+                    directions=["minimize"] * len(metrics),
                     load_if_exists=True,
                 )
-                study.set_metric_names(list(METRICS))
+                if len(study.directions) == len(metrics):
+                    study.set_metric_names(list(metrics))
                 return cls(study, space, costs)
-            except Exception as error:  # every storage brings exceptions of its own
-                raise StudyError(
-                    f"storage must be a journal file or an Optuna storage URL such as "
-                    f"sqlite:///study.db. Got '{storage}': {error}."
-                ) from error
+        except Exception as error:  # every storage brings exceptions of its own
+            raise StudyError(
+                f"storage must be a journal file or an Optuna storage URL that can be written. "
+                f"Got '{masked(storage)}': {masked(str(error))}. Check its rights."
+            ) from error
 
     def report(self, trial: Trial, role: str) -> None:
         """Add a trial once; a second report of the same allocation and fidelity does nothing.
 
-        A trial of infinite loss is added as failed, so that it has no place on the front.
+        A trial of infinite loss is added as failed, so that it has no place on the front. Where
+        the storage fails, a warning says so once, and the trial waits.
 
         Args:
             role: 'baseline', 'candidate' or 'finalist'; the first report decides.
-
-        Raises:
-            OutputError: the disk refused.
         """
+        start = self._clock()
         attributes = self._attributes(trial, role)
-        if _identity(attributes) in self._mirrored:
-            return
-        with quiet():
-            try:
-                self._study.add_trial(self._frozen(trial, attributes))
-            except OSError as error:
-                raise OutputError(
-                    f"the Optuna storage must be writable. Got: {error}. Make room and run again."
-                ) from error
-        self._mirrored.add(_identity(attributes))
+        if _identity(attributes) not in self._mirrored:
+            self._mirrored.add(_identity(attributes))
+            self._waiting.append(self._frozen(trial, attributes))
+        if self._waiting and self._clock() - self._failed > RETRY:
+            self._send()
+        self.seconds += self._clock() - start
+
+    def flush(self) -> None:
+        """Offer what waits once more; a warning says what is still lacking."""
+        if self._waiting:
+            self._send()
+        if self._waiting:
+            warnings.warn(
+                f"the Optuna storage lacks {len(self._waiting)} trials, which the run folder has. "
+                "The same command reports them once the storage can be reached.",
+                stacklevel=2,
+            )
+
+    def _send(self) -> None:
+        try:
+            with quiet():
+                while self._waiting:
+                    self._study.add_trial(self._waiting[0])
+                    del self._waiting[0]
+        except Exception as error:  # every storage brings exceptions of its own
+            if self._failed == -math.inf:
+                why = masked(str(error).splitlines()[0] if str(error) else type(error).__name__)
+                warnings.warn(
+                    f"the Optuna storage must stay reachable. Got: {why}. The search goes on, and "
+                    "reports later.",
+                    stacklevel=3,
+                )
+            self._failed = self._clock()
 
     def _frozen(self, trial: Trial, attributes: dict[str, Attribute]) -> optuna.trial.FrozenTrial:
         import optuna
         from optuna.distributions import FloatDistribution
 
-        parameters = self._parameters(trial.allocation)
+        parameters = summary(self._space, trial.allocation)
         finite = math.isfinite(trial.loss)
-        bits = _bits(self._space.layers, trial.allocation.levels)
         return optuna.create_trial(
             state=optuna.trial.TrialState.COMPLETE if finite else optuna.trial.TrialState.FAIL,
-            values=[trial.loss, bits] if finite else None,
+            values=[trial.loss, *self._cost_values(trial)] if finite else None,
             params=parameters,
             distributions={
                 name: FloatDistribution(0.0, MOST_BITS if name.startswith("bits") else 1.0)
@@ -128,6 +159,12 @@ class Mirror:
             },
             user_attrs=attributes,
         )
+
+    def _cost_values(self, trial: Trial) -> list[float]:
+        """Effective bits, and the other costs that are objectives."""
+        tables = {table.name: table for table in self._costs}
+        rest = [tables[name].total(trial.allocation) for name in self._values[1:]]
+        return [mean_bits(self._space.layers, trial.allocation.levels), *rest]
 
     def _attributes(self, trial: Trial, role: str) -> dict[str, Attribute]:
         costs = {table.name: cost for table, cost in zip(self._costs, trial.costs, strict=False)}
@@ -144,101 +181,8 @@ class Mirror:
             **costs,
         }
 
-    def _parameters(self, allocation: Allocation) -> dict[str, float]:
-        """The summary of an allocation: at most 10 numbers."""
-        layers, levels = self._space.layers, allocation.levels
-        each = [_bits([layer], [level]) for layer, level in zip(layers, levels, strict=True)]
-        free = [
-            (layer.storage_bits(level), [layer.storage_bits(other) for other in allowed])
-            for layer, level, allowed in zip(layers, levels, self._space.levels, strict=True)
-            if len(allowed) > 1
-        ]
-        parts = {
-            f"bits_{part}": _bits([layers[i] for i in members], [levels[i] for i in members])
-            for part, members in self._parts.items()
-        }
-        return {
-            **parts,
-            "bits_spread": statistics.pstdev(each),
-            "share_lowest": statistics.fmean([bits == min(all_) for bits, all_ in free] or [0]),
-            "share_highest": statistics.fmean([bits == max(all_) for bits, all_ in free] or [0]),
-        }
-
-
-def open_storage(storage: str | Path) -> optuna.storages.BaseStorage | str:
-    """What `optuna.load_study(storage=…)` takes, from a URL or the path of a journal file."""
-    if "://" in str(storage):
-        return str(storage)
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-
-    # The lock is a symbolic link to the file: with a relative path it would dangle, and waiting
-    # for a lock that a killed process left behind would never end.
-    path = Path(storage).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _cut_torn_line(path)
-    lock = JournalFileSymlinkLock(str(path), grace_period=GRACE)
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Drop a last line that a kill tore: Optuna would append to it and never read past it."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-
 
 def _identity(attributes: Mapping[str, object]) -> tuple[object, ...]:
     """What makes a trial itself; numbers differ between runs that share a storage."""
     same = tuple(attributes[name] for name in ("allocation", "tokens", "seed", "split"))
     return (*same, attributes.get("every", 1))
-
-
-def _bits(layers: Sequence[Layer], levels: Sequence[Level]) -> float:
-    """Effective bits of some layers."""
-    stored = sum(layer.storage_bits(level) for layer, level in zip(layers, levels, strict=True))
-    return stored / sum(layer.weights for layer in layers)
-
-
-def _parts(space: SearchSpace) -> dict[str, list[int]]:
-    """The layers of each part, by index; empty parts are left out."""
-    parts: dict[str, list[int]] = {}
-    blocks = [_block(layer) for layer in space.layers]
-    count = 1 + max((block for block in blocks if block is not None), default=0)
-    for index, (layer, block) in enumerate(zip(space.layers, blocks, strict=True)):
-        parts.setdefault(_kind(layer), []).append(index)
-        if block is not None:
-            third = ("first", "middle", "last")[block * 3 // count]
-            parts.setdefault(third, []).append(index)
-    return parts
-
-
-def _block(layer: Layer) -> int | None:
-    """Number of the transformer block: the first number in the module's dotted name."""
-    return next((int(part) for part in layer.modules[0].split(".") if part.isdecimal()), None)
-
-
-def _kind(layer: Layer) -> str:
-    name = layer.modules[0].lower()
-    if _ATTENTION.search(name):
-        return "attention"
-    return "mlp" if _MLP.search(name) else "other"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Optuna without its messages and experimental warnings, here and nowhere else."""
-    import optuna
-
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)

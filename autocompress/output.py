@@ -11,6 +11,7 @@ from autocompress.exporters.native import MANIFEST
 from autocompress.files import write_json
 from autocompress.folders import describe_folder
 from autocompress.gguf_files import describe_gguf, only_gguf
+from autocompress.result import FRONT
 
 MARK = ".autocompress"  # written first: the folder is ours even before the manifest
 
@@ -43,7 +44,8 @@ def claim_output(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / MARK).touch()
-        (out / MANIFEST).unlink(missing_ok=True)
+        for whole in (MANIFEST, FRONT):
+            (out / whole).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"'{out}' must be writable. Got: {error}. Choose another.") from error
 

@@ -36,3 +36,44 @@ def front(
         found[size] = point
         size += 1
     return kept
+
+
+def hypervolume(
+    points: npt.NDArray[np.float64],  # (n, m), every column is minimised
+    reference: npt.NDArray[np.float64],  # (m,)
+) -> float:
+    """The volume that the points dominate below a reference point, by Optuna.
+
+    Points beyond the reference add nothing.
+
+    References:
+        Zitzler, Thiele, "Multiobjective evolutionary algorithms: a comparative case study and the
+        strength Pareto approach", IEEE Trans. Evolutionary Computation 1999.
+    """
+    from optuna._hypervolume import compute_hypervolume  # it has no public name
+
+    within = points[(points <= reference).all(axis=1)]
+    return float(compute_hypervolume(within, reference)) if len(within) else 0.0
+
+
+def knee(
+    points: npt.NDArray[np.float64],  # (n, 2), a front in order of the first column
+) -> int | None:
+    """The point that lies furthest below the line between a front's ends, both axes scaled to 1.
+
+    Returns:
+        Its number; None where no point lies below, or there are fewer than three.
+
+    References:
+        Das, "On characterizing the 'knee' of the Pareto curve based on normal-boundary
+        intersection", Structural Optimization 1999.
+    """
+    if len(points) < 3:
+        return None
+    span = points.max(axis=0) - points.min(axis=0)
+    if not (span > 0).all() or not np.isfinite(span).all():
+        return None
+    x, y = ((points - points.min(axis=0)) / span).T
+    below = 1 - x - y
+    best = int(below.argmax())
+    return best if below[best] > 0 else None

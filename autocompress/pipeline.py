@@ -1,4 +1,7 @@
-"""The straight line: session -> database -> strategy -> validation race -> packed model, report."""
+"""The straight line: session -> database -> strategy -> validation race -> packed model, report.
+
+`search` goes along it for one set of budgets, `search_front` for every limit in a range.
+"""
 
 from __future__ import annotations
 
@@ -8,46 +11,35 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.config import StudyConfig
-from autocompress.core import Allocation, Problem, Trial
-from autocompress.cost import check_budgets, parse_budget
+from autocompress.core import Trial
 from autocompress.database import LevelDatabase
 from autocompress.errors import BudgetError
-from autocompress.estimates import linearize, sensitivities
-from autocompress.evaluator import Evaluator
-from autocompress.exporters.native import save_native
-from autocompress.finalists import (
-    Finalists,
-    find_finalists,
-    race_finalists,
-    score_finalists,
-)
+from autocompress.finalists import Finalists, find_finalists, race_finalists, score_finalists
+from autocompress.front_search import find_points, front_limits
+from autocompress.front_writing import write_front
 from autocompress.latency_search import (
     TRIES,
-    Limit,
     add_latencies,
     calibrate,
     holds,
-    limited,
     not_held,
-    open_limit,
     predicted_costs,
     runtime_facts,
     tighten,
     tightened,
     time_finalists,
 )
-from autocompress.manifest import dense_bytes, manifest_facts
-from autocompress.mirror import JOURNAL, Mirror
-from autocompress.output import check_output, claim_output, write_manifest
+from autocompress.opening import Opened, open_search
+from autocompress.output import check_output
 from autocompress.progress import Progress, Silent
-from autocompress.quality_search import find_smallest, rank, split_goal
-from autocompress.report import write_report
-from autocompress.result import Result, dense_facts, goal_facts
-from autocompress.session import Session, complete_database, open_session, undominated
-from autocompress.smallest import Goal
+from autocompress.quality_search import find_smallest, rank
+from autocompress.result import FrontResult, Result, goal_facts
+from autocompress.run_record import recalled
+from autocompress.session import complete_database, open_session
 from autocompress.strategies import configured
-from autocompress.study import Study
+from autocompress.strategies.fronts import find_front
 from autocompress.targets import find_target
+from autocompress.writing import dense_row, write_result
 
 
 def build_database(config: StudyConfig, progress: Progress | None = None) -> LevelDatabase:
@@ -69,16 +61,43 @@ def search(
     Args:
         budget: one limit or several, such as '3.5bits' or '90MB'.
         progress: told what happens; None is silent.
-        settings: fields of `StudyConfig`, such as model, space, calibration, seed and out.
+        settings: fields of `StudyConfig`, such as model, space, calibration, seed and out; with a
+            `run` that an earlier search made, its settings are the defaults.
 
     Raises:
         AutocompressError: any input is wrong; the folder `out` is then untouched.
     """
     budgets = (budget,) if isinstance(budget, str) else tuple(budget)
-    for name, value in settings.items():
-        if isinstance(value, str | Path):  # either will do, whatever the field's type
-            settings[name] = Path(value) if name in ("out", "run") else str(value)
-    return run_search(StudyConfig(budgets=budgets, **settings), progress)
+    given = {"budgets": budgets, **_typed(settings)}
+    return run_search(StudyConfig(**recalled(given)), progress)
+
+
+def search_front(
+    pareto: str, points: int = 6, *, progress: Progress | None = None, **settings: Any
+) -> FrontResult:
+    """Find a whole front in one run: the best allocation at every limit in a range.
+
+    Args:
+        pareto: a cost and its range, 'bits=2.5..6'.
+        points: limits, both ends included.
+        progress: told what happens; None is silent.
+        settings: fields of `StudyConfig`, likewise; `budgets` limit other costs at every point.
+
+    Raises:
+        AutocompressError: any input is wrong; the folder `out` is then untouched.
+    """
+    given = {"pareto": pareto, "points": points, **_typed(settings)}
+    return run_front(StudyConfig(**recalled(given)), progress)
+
+
+def _typed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings, of which texts and paths are taken either way, whatever the field's type."""
+    return {
+        name: (Path(value) if name in ("out", "run") else str(value))
+        if isinstance(value, str | Path)
+        else value
+        for name, value in settings.items()
+    }
 
 
 def run_search(config: StudyConfig, progress: Progress | None = None) -> Result:
@@ -92,142 +111,76 @@ def run_search(config: StudyConfig, progress: Progress | None = None) -> Result:
     check_output(config.out)
     configured(config, config.spending(config.tokens.search))  # must not wait for the database
     find_target(config.target)
-    session = open_session(config, progress or Silent())
-    limit = open_limit(session)
-    dense_ms = None if limit is None else limit.latency.dense_ms
-    wanted = [parse_budget(text, session.space, dense_ms) for text in config.budgets]
-    goal, wanted = split_goal(wanted, config.minimize)
-    space = limited(limit, session.space)
-    costs = session.costs if limit is None else (*session.costs, limit.table())
-    budgets = check_budgets(space, costs, wanted)
-    evaluator = Evaluator(
-        session.loaded.model,
-        session.space,
-        session.database,
-        session.windows,
-        config.run_folder,
-        session.progress,
-    )
-    recorded = predicted_costs(session, limit)
-    with Study(config.run_folder, session.space, recorded, session.facts(), evaluator) as study:
-        complete_database(session)
-        problem = Problem(
-            space=undominated(session, space, costs),
-            costs=costs,
-            budgets=budgets,
-            evaluate=study.evaluate,
-            sensitivities=lambda tokens: sensitivities(session, evaluator, study, tokens),
-            linearize=lambda *at: linearize(session, evaluator, study, *at),
-            window=config.window,
-            tokens=int(session.windows.search.size),
-        )
-        return _conclude(session, problem, study, evaluator, limit, goal)
+    with open_search(config, progress or Silent()) as opened:
+        return _conclude(opened)
 
 
-def _conclude(
-    session: Session,
-    problem: Problem,
-    study: Study,
-    evaluator: Evaluator,
-    limit: Limit | None,
-    goal: Goal | None,
-) -> Result:
+def run_front(config: StudyConfig, progress: Progress | None = None) -> FrontResult:
+    """Find the best allocation at every limit of `config.pareto` and write each as a packed model.
+
+    Raises:
+        AutocompressError: any input is wrong; `config.out` is then untouched.
+    """
+    check_output(config.out)
+    find_front(config.strategy, config.spending(config.tokens.search))
+    with open_search(config, progress or Silent()) as opened:
+        return write_front(opened, find_points(opened, front_limits(opened)))
+
+
+def _conclude(opened: Opened) -> Result:
     """Search, race the finalists on validation windows, score on test windows, write."""
-    config = session.config
-    storage = config.storage or config.run_folder / JOURNAL
-    mirror = Mirror.open(storage, "autocompress", session.space, problem.costs)
-    with session.clock("teacher"):
-        evaluator.teacher("search")
-    best, finalists, raced = _winner(session, problem, study, mirror, evaluator, limit, goal)
+    session, evaluator, limit = opened.session, opened.evaluator, opened.limit
+    best, finalists, raced = _winner(opened)
     with session.clock("teacher"):
         evaluator.teacher("test")
     with session.clock("verify"):
-        results = score_finalists(session, problem, study, mirror, finalists, best, raced)
-        results = {"dense": _dense(session, problem, evaluator), **results}
-    problem = replace(problem, costs=predicted_costs(session, limit))  # without the margin
+        results = score_finalists(opened, finalists, best, raced)
+        results = {"dense": dense_row(opened), **results}
+    # Reported without the margin that the search saw.
+    problem = replace(opened.problem, costs=predicted_costs(session, limit))
     if limit is not None:
         roles = {"uniform": "uniform", "ilp": "ilp", "winner": best}
         add_latencies(results, limit, roles)
-    timed = {} if limit is None else {"latency": limit.facts(), **runtime_facts(limit, best)}
-    kept = {} if goal is None else {"goal": goal_facts(goal.budget, goal.objective, raced[best])}
-    others = {**timed, **kept}
-    return _write(session, problem, study, evaluator, finalists[best][0], results, others)
+    others = {} if limit is None else {"latency": limit.facts(), **runtime_facts(limit, best)}
+    if opened.goal is not None:
+        kept = goal_facts(opened.goal.budget, opened.goal.objective, raced[best])
+        others = {**others, "goal": kept}
+    opened.mirror.flush()
+    return write_result(
+        opened.within(problem), opened.config.out, finalists[best][0], results, others
+    )
 
 
-def _winner(
-    session: Session,
-    problem: Problem,
-    study: Study,
-    mirror: Mirror,
-    evaluator: Evaluator,
-    limit: Limit | None,
-    goal: Goal | None,
-) -> tuple[str, Finalists, dict[str, Trial]]:
+def _winner(opened: Opened) -> tuple[str, Finalists, dict[str, Trial]]:
     """Role of the winner, finalists and their trials; searches again while it is too slow.
 
     Raises:
         BudgetError: no search met the limit on latency when it was measured, or nothing in the
             space keeps the loss.
+        KeyboardInterrupt: Ctrl-C came before there was anything to keep.
     """
+    session, limit, goal = opened.session, opened.limit, opened.goal
     while True:
         with session.clock("teacher"):
-            evaluator.teacher("validate")
+            opened.evaluator.teacher("validate")
         with session.clock("search"):
-            finalists = (
-                find_finalists(session, problem, study, mirror)
-                if goal is None
-                else find_smallest(session, problem, study, mirror, goal)
-            )
+            finalists = find_finalists(opened) if goal is None else find_smallest(opened, goal)
         with session.clock("verify"):
-            raced = race_finalists(session, study, mirror, finalists)
-        ranked = rank(raced, problem, goal)
+            raced = race_finalists(opened, finalists)
+        ranked = rank(raced, opened.problem, goal)
         if limit is None:
             return ranked[0], finalists, raced
+        budgets = opened.problem.budgets
         with session.clock("latency"):
             allocations = {role: allocation for role, (allocation, _) in finalists.items()}
-            time_finalists(session, evaluator, limit, allocations)
-        last = limit.tries == TRIES
-        held = [role for role in ranked if holds(limit, role, problem.budgets)]
+            time_finalists(session, opened.evaluator, limit, allocations)
+        last = limit.tries == TRIES or opened.stop.requested
+        held = [role for role in ranked if holds(limit, role, budgets)]
         if held and (last or held[0] == ranked[0]):
             calibrate(limit)
             return held[0], finalists, raced
         if last:
-            raise not_held(limit, ranked[0], problem.budgets)
+            raise not_held(limit, ranked[0], budgets)
         tighten(limit, ranked[0])
         session.progress.say("the winner is slower than predicted: searching below the limit")
-        problem = tightened(problem, limit)
-
-
-def _dense(session: Session, problem: Problem, evaluator: Evaluator) -> dict[str, Any]:
-    splits = {}
-    for split in ("search", "validate", "test"):
-        reference = evaluator.teacher(split)
-        splits[split] = (reference.perplexity, reference.windows.numel())
-    return dense_facts(problem, dense_bytes(session), splits)
-
-
-def _write(
-    session: Session,
-    problem: Problem,
-    study: Study,
-    evaluator: Evaluator,
-    winner: Allocation,
-    results: dict[str, Any],
-    others: dict[str, Any],
-) -> Result:
-    config, loaded = session.config, session.loaded
-    model = evaluator.stitched.restore()
-    claim_output(config.out)  # not before: until here a former result stays whole
-    weights = save_native(
-        model,
-        loaded.tokenizer,
-        session.space,
-        winner,
-        session.database,
-        config.out,
-        config.activations,
-    )
-    facts = {**manifest_facts(session, problem, study, winner, results, weights), **others}
-    write_report(facts, config.out)
-    write_manifest(config.out, facts)
-    return Result(config.out, facts, winner)
+        opened = opened.within(tightened(opened.problem, limit))

@@ -7,15 +7,14 @@ what it gained in loss is turned into size, a few layers at a time, by gradients
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from autocompress.core import Allocation, Budget, Problem, Trial
-from autocompress.cost import LATENCY, LOSS
-from autocompress.errors import BudgetError, ConfigError
+from autocompress.cost import LATENCY
+from autocompress.errors import BudgetError
 from autocompress.finalists import Finalists, run_strategy
 from autocompress.knapsack import Region, cheapest, solve_knapsack
-from autocompress.mirror import Mirror
+from autocompress.opening import Opened
 from autocompress.predictions import Sensitivities
 from autocompress.result import additive_loss
 from autocompress.session import Session
@@ -23,38 +22,18 @@ from autocompress.smallest import Family, Gauge, Goal, Hunt
 from autocompress.strategies.ilp import GAP, SECONDS
 from autocompress.strategies.prices import predicted_change, prices_around
 from autocompress.strategies.uniform import nearest_uniform, uniform_origin, uniforms_that_fit
-from autocompress.study import Study
 
 REACH = 8  # layers that may change when gained loss is turned into size; a quarter if that is more
 SMALLEST = "smallest"  # origin of what came of it
 
 
-def split_goal(budgets: Sequence[Budget], minimize: str | None) -> tuple[Goal | None, list[Budget]]:
-    """What is to be made small under which loss, if any, and the other budgets.
-
-    Raises:
-        ConfigError: something is to be made small without a limit on the loss.
-    """
-    losses = [budget for budget in budgets if budget.cost == LOSS]
-    others = [budget for budget in budgets if budget.cost != LOSS]
-    if losses:
-        return Goal(min(losses, key=lambda it: it.limit), minimize or "bytes"), others
-    if minimize is not None:
-        raise ConfigError(
-            f"--minimize must go with a limit on the loss. Got --minimize {minimize} alone. "
-            "Add --budget 0.05KL."
-        )
-    return None, others
-
-
-def find_smallest(
-    session: Session, problem: Problem, study: Study, mirror: Mirror, goal: Goal
-) -> Finalists:
+def find_smallest(opened: Opened, goal: Goal) -> Finalists:
     """Uniform, the ILP's answer and the strategy's, each as small as the loss allows.
 
     Raises:
         BudgetError: not even the best that the other budgets allow keeps the loss.
     """
+    session, problem = opened.session, opened.problem
     gauge = Gauge(problem, int(session.windows.validate.size))
     spending, table = session.spending, problem.table(goal.objective)
     predicted = problem.sensitivities(spending.sensitivities).mean
@@ -75,7 +54,7 @@ def find_smallest(
         "uniform": (baseline, uniform_origin(problem, baseline)),
         "ilp": (additive, "ilp"),
     }
-    for origin, found in run_strategy(session, sized, study, mirror).items():
+    for origin, found in run_strategy(opened.within(sized)).items():
         if found.allocation not in (baseline, additive):
             finalists[origin] = found.allocation, origin
     return finalists | _trimmed(session, problem, goal, gauge, finalists)

@@ -12,6 +12,8 @@ from autocompress.core import Allocation, Budget, Problem, Trial
 from autocompress.predictions import Sensitivities
 from autocompress.study import Study
 
+FRONT = "front.json"  # of a front, what autocompress.json is of one model
+
 
 @dataclass(frozen=True)
 class Result:
@@ -52,6 +54,30 @@ class Result:
         from autocompress.exporters.native import load
 
         return load(self.path)
+
+
+@dataclass(frozen=True)
+class FrontResult:
+    """A finished search for a front.
+
+    Args:
+        path: folder of the packed models, one below it for each, and of the report.
+        facts: content of `front.json`.
+    """
+
+    path: Path
+    facts: dict[str, Any]
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """Limit, costs, scores and folder of every point, in order of the limits."""
+        return list(self.facts["points"])
+
+    def load(self, number: int) -> tuple[Any, Any]:
+        """The packed model of a point, counted from 1, and its tokenizer."""
+        from autocompress.exporters.native import load
+
+        return load(self.path / self.points[number - 1]["path"])
 
 
 def candidate_facts(problem: Problem, trials: Mapping[str, Trial]) -> dict[str, Any]:

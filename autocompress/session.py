@@ -29,6 +29,7 @@ from autocompress.parameters import parameter_costs
 from autocompress.parts import module_parts
 from autocompress.plans import BuildPlan
 from autocompress.progress import Progress
+from autocompress.run_record import known_space
 from autocompress.runtimes import Runtime, find_runtime
 from autocompress.runtimes.rules import legal_space, runtime_space
 from autocompress.spaces import SpaceConfig, build_space, load_space
@@ -43,6 +44,8 @@ class Session:
     """Everything a search needs before it spends its first token.
 
     Args:
+        space: the run folder's, all of whose levels the database has.
+        searched: what is searched now: `space`, or a part of it.
         seconds: wall time by phase, filled by `clock`.
         dominated: levels that the search was not offered, filled by `undominated`.
     """
@@ -50,6 +53,7 @@ class Session:
     config: StudyConfig
     loaded: LoadedModel
     space: SearchSpace
+    searched: SearchSpace
     costs: tuple[CostTable, ...]
     windows: Windows
     database: LevelDatabase
@@ -104,14 +108,15 @@ def open_session(config: StudyConfig, progress: Progress, plan: BuildPlan | None
     scope = wanted.scope if plan is None else plan.scope
     layers = layers_for(loaded.model, plan or wanted)
     if plan is not None:
-        space = plan.build_space(layers)
+        searched = plan.build_space(layers)
     elif runtime is None:
-        space = build_space(wanted, layers, config.parsed_pins())
+        searched = build_space(wanted, layers, config.parsed_pins())
     else:
-        parts = module_parts(loaded.model)
-        space, notes = legal_space(runtime, wanted, layers, parts, config.parsed_pins())
+        modules = module_parts(loaded.model)
+        searched, notes = legal_space(runtime, wanted, layers, modules, config.parsed_pins())
         for note in notes:
             progress.say(note)
+    space = known_space(config.run_folder, searched)
     windows = calibration_windows(
         config.calibration,
         lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"],
@@ -126,8 +131,10 @@ def open_session(config: StudyConfig, progress: Progress, plan: BuildPlan | None
     )
     database = LevelDatabase.open(config.run_folder / "database", identity)
     sizes = file_costs(loaded.model, space, runtime)
-    costs = (*sizes, *parameter_costs(space, config.budgets))
-    return Session(config, loaded, space, costs, windows, database, solver, progress, scope)
+    costs = (*sizes, *parameter_costs(space, config.limits))
+    return Session(
+        config, loaded, space, searched, costs, windows, database, solver, progress, scope
+    )
 
 
 def wanted_space(config: StudyConfig, runtime: Runtime | None) -> SpaceConfig:

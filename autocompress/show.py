@@ -66,6 +66,8 @@ def result_table(facts: dict[str, Any], folder: Path) -> None:
     for column in (*columns, "ms/token") if timed else columns:
         table.add_column(column, justify="left" if column == "model" else "right")
     for name, row in rivals(facts).items():
+        if name == "ends":
+            continue  # scored on validation windows only
         test = row.get("test") or {}
         cells = (
             label(name, row),
@@ -83,6 +85,82 @@ def result_table(facts: dict[str, Any], folder: Path) -> None:
         highlight=False,
     )
     console.print(f"model  {folder}\nreport {folder / 'report.html'}", highlight=False)
+
+
+def front_table(facts: dict[str, Any], folder: Path) -> None:
+    """What won at every limit of a front."""
+    table = Table(title=f"{facts['model']['name']}: validation windows")
+    for column in ("limit", "effective bits", "size", "KL, nats/token", "winner", "folder"):
+        table.add_column(column, justify="left" if column in ("winner", "folder") else "right")
+    for number_, point in enumerate(facts["points"]):
+        table.add_row(
+            point["limit"] + (" knee" if number_ == facts["knee"] else ""),
+            bits(point["effective_bits"]),
+            size(point["total_bytes"]),
+            loss(point["validate"]),
+            f"{point['role']}: {point['origin']}",
+            point["path"],
+        )
+    console = Console()
+    console.print(table)
+    volume = facts["hypervolume"]
+    console.print(
+        f"hypervolume {volume['value']:.4g} to ({volume['reference'][0]:.4g} {facts['cost']}, "
+        f"{volume['reference'][1]:.4g} nats/token), the worst that was validated",
+        highlight=False,
+    )
+    console.print(f"models {folder}\nreport {folder / 'report.html'}", highlight=False)
+
+
+def points_table(about: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """The front of a run folder."""
+    title = f"{about['model']}: {about['windows']} validation windows"
+    table = Table(title=title)
+    for column in ("point", "effective bits", "size", "KL, nats/token", "perplexity", "origin"):
+        table.add_column(column, justify="left" if column == "origin" else "right")
+    for row in rows:
+        table.add_row(
+            f"{'knee ' if row['knee'] else ''}{row['point']}",
+            bits(row["effective_bits"]),
+            size(row["bytes"]),
+            loss(row),
+            number(row["perplexity"], 2),
+            row["origin"],
+        )
+    console = Console()
+    console.print(table)
+    worst = about["reference"]
+    console.print(
+        f"hypervolume {about['hypervolume']:.4g} to ({worst[0]:.4g} {about['cost']}, "
+        f"{worst[1]:.4g} nats/token), the worst of the run",
+        highlight=False,
+    )
+
+
+def comparison_table(facts: dict[str, Any]) -> None:
+    """Two runs at equal cost."""
+    table = Table(title=f"{facts['windows']} validation windows, the same for both")
+    for column in (facts["cost"], "KL, first", "KL, second", "difference", "95 % interval"):
+        table.add_column(column, justify="right")
+    for row in facts["points"]:
+        one, other = row["losses"]
+        table.add_row(
+            " / ".join(f"{cost:.6g}" for cost in row["costs"]),
+            f"{one:.4f}",
+            f"{other:.4f}",
+            f"{row['difference'] / one:+.1%}" if one else DASH,
+            f"{row['low']:+.4f} to {row['high']:+.4f}",
+        )
+    console = Console()
+    console.print(table)
+    first, second = facts["hypervolume"]
+    cost, worst = facts["reference"]
+    console.print(
+        f"first {facts['runs'][0]}\nsecond {facts['runs'][1]}, its best at no more cost; the "
+        f"difference is second − first, nats/token\nhypervolume {first:.4g} and {second:.4g} to "
+        f"({cost:.4g} {facts['cost']}, {worst:.4g} nats/token)",
+        highlight=False,
+    )
 
 
 def layer_table(facts: dict[str, Any]) -> None:

@@ -10,10 +10,12 @@ measured on all of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from autocompress.core import Allocation, Budget, CostTable, Fidelity, Problem, Trial
+from autocompress.cost import LOSS
+from autocompress.errors import ConfigError
 
 Family = Callable[[float], Allocation | None]  # limit on a cost -> the best within, or None
 Predict = Callable[[Allocation], float]  # nats/token
@@ -190,3 +192,21 @@ class Hunt:
         if found is None or not low < self.table.total(found) < high:
             return None
         return found
+
+
+def split_goal(budgets: Sequence[Budget], minimize: str | None) -> tuple[Goal | None, list[Budget]]:
+    """What is to be made small under which loss, if any, and the other budgets.
+
+    Raises:
+        ConfigError: something is to be made small without a limit on the loss.
+    """
+    losses = [budget for budget in budgets if budget.cost == LOSS]
+    others = [budget for budget in budgets if budget.cost != LOSS]
+    if losses:
+        return Goal(min(losses, key=lambda it: it.limit), minimize or "bytes"), others
+    if minimize is not None:
+        raise ConfigError(
+            f"--minimize must go with a limit on the loss. Got --minimize {minimize} alone. "
+            "Add --budget 0.05KL."
+        )
+    return None, others

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
 from autocompress.core import Allocation, CostTable, Fidelity, Score, SearchSpace, Trial
 from autocompress.errors import OutputError, SpaceError, StudyError
+from autocompress.evaluations import TABLE, Evaluations, finite
 from autocompress.files import exclusive
-from autocompress.jsonl import JsonLines, Row, damaged, write_row
-from autocompress.levels import parse_level
+from autocompress.jsonl import JsonLines, write_row
 from autocompress.run_facts import check_facts
 
 Measure = Callable[[Allocation, Fidelity, int], Score]  # (…, windows known): of those behind
@@ -38,7 +37,6 @@ GROUP_TOKENS = 1 << 16  # that they score at most: what a kill may lose
 
 LOCK = "study.lock"
 FORMAT = 2  # of the rows
-TABLE = "evaluations.jsonl"
 
 
 class Study:
@@ -59,10 +57,12 @@ class Study:
         score: (allocation, fidelity, known) -> its score on all but the first `known` windows of
             the fidelity; the expensive part. What can score several `Together` is asked to.
         clock: seconds, for the recorded duration.
+        pause: called before every group that is scored: where a run may end.
 
     Attributes:
         trials: all finished evaluations by number.
         fresh: evaluations that this session ran.
+        recording: seconds that this session spent on writing rows.
         spent: tokens ever scored for this study, by split, or by what `spend` was told.
         spent_until: all tokens that were spent when each trial was done, aligned with `trials`.
 
@@ -79,18 +79,19 @@ class Study:
         facts: Mapping[str, Any],
         score: Measure | Together,
         clock: Callable[[], float] = time.perf_counter,
+        pause: Callable[[], None] = lambda: None,
     ) -> None:
         self.path = path
-        self.trials: list[Trial] = []
         self.fresh = 0
-        self.spent: Counter[str] = Counter()
-        self.spent_until: list[int] = []
-        self._space, self._costs, self._score, self._clock = space, tuple(costs), score, clock
+        self.recording = 0.0
+        self._seen = Evaluations(space, costs)
+        self.trials, self.spent = self._seen.trials, self._seen.spent
+        self.spent_until = self._seen.spent_until
+        self._space, self._score, self._clock, self._pause = space, score, clock, pause
         as_read = json.loads(write_row(facts))  # tuples are lists
         self._facts = {"format": FORMAT, **as_read}
         self._known: dict[tuple[str, Fidelity], Trial] = {}
         self._longest: dict[tuple[str, Fidelity], Trial] = {}  # by `_windows`
-        self._allocations: dict[str, Allocation] = {}
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
@@ -103,8 +104,7 @@ class Study:
                 ) from error
             check_facts(self.path, TABLE, self._facts)
             self._table = opened.enter_context(closing(JsonLines(self.path / TABLE)))
-            for line, row in enumerate(self._table.load(), start=1):
-                self._remember(row, line)
+            self._seen.take(self.path / TABLE, self._table.load(), self._index)
             self._opened = opened.pop_all()
         return self
 
@@ -129,6 +129,7 @@ class Study:
             OutputError: a row could not be written.
         """
         for known, group in self._groups(allocations, fidelity):
+            self._pause()
             self._evaluate(group, fidelity, known, origin)
         return [self._known[allocation.key, fidelity] for allocation in allocations]
 
@@ -177,9 +178,11 @@ class Study:
             rest = self._measure(group, fidelity, known)
         seconds = (self._clock() - start) / len(group)
         for allocation, (before, tokens), behind in zip(group, shared, rest, strict=True):
-            score = before.then(_finite(behind))
-            trial = self._trial(len(self.trials), allocation, fidelity, score, origin)
-            self._table.append(self._rows(trial, fidelity.tokens - tokens, seconds))
+            score = before.then(finite(behind))
+            trial = self._seen.trial(allocation, fidelity, score, origin)
+            start = self._clock()
+            self._table.append(self._seen.rows(trial, fidelity.tokens - tokens, seconds))
+            self.recording += self._clock() - start
             self._add(trial, fidelity.tokens - tokens)
             self.fresh += 1
 
@@ -199,64 +202,12 @@ class Study:
         score = trial.score.first(fidelity.tokens // window)
         return score, window * len(score.losses)
 
-    def _trial(
-        self, number: int, allocation: Allocation, fidelity: Fidelity, score: Score, origin: str
-    ) -> Trial:
-        costs = tuple(table.total(allocation) for table in self._costs)
-        return Trial(number, allocation, fidelity, score, costs, origin)
-
-    def _rows(self, trial: Trial, scored: int, seconds: float) -> Iterable[Row]:
-        key = trial.allocation.key
-        if key not in self._allocations:
-            yield {"allocation": key, "levels": [str(level) for level in trial.allocation.levels]}
-        names = (table.name for table in self._costs)
-        yield {
-            "number": trial.number,
-            "allocation": key,
-            "fidelity": asdict(trial.fidelity),
-            "loss": _null(trial.loss),  # for readers; the rest is in the next two
-            "losses": list(map(_null, trial.score.losses)),
-            "nlls": list(map(_null, trial.score.nlls)),
-            "scored": scored,
-            "costs": dict(zip(names, trial.costs, strict=True)),
-            "origin": trial.origin,
-            "seconds": round(seconds, 4),
-        }
-
-    def _remember(self, row: Row, line: int) -> None:
-        """Take a row of an earlier session in.
-
-        Raises:
-            StudyError: it is not a row that this class writes, or it names unknown things.
-        """
-        try:
-            if "spent" in row:
-                self.spent[str(row["spent"])] += int(row["tokens"])
-            elif "levels" in row:
-                allocation = Allocation(tuple(map(parse_level, row["levels"])))
-                if allocation not in self._space:
-                    raise ValueError("its levels are not in the search space")
-                self._allocations[allocation.key] = allocation
-            else:
-                self._add(self._read(row), int(row["scored"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise damaged(self.path / TABLE, line, error) from error
-
-    def _read(self, row: Row) -> Trial:
-        if row["number"] != len(self.trials):
-            raise ValueError(f"evaluation {len(self.trials)} must come here")
-        score = _finite(Score(tuple(row["losses"]), tuple(row["nlls"])))
-        if not score.losses or len(score.losses) != len(score.nlls):
-            raise ValueError("it must have both losses of every window")
-        allocation, fidelity = self._allocations[row["allocation"]], Fidelity(**row["fidelity"])
-        return self._trial(row["number"], allocation, fidelity, score, row["origin"])
-
     def _add(self, trial: Trial, scored: int) -> None:
-        self.trials.append(trial)
-        self.spent[trial.fidelity.split] += scored
-        self.spent_until.append(self.tokens)
+        self._seen.add(trial, scored)
+        self._index(trial)
+
+    def _index(self, trial: Trial) -> None:
         key, fidelity = trial.allocation.key, trial.fidelity
-        self._allocations.setdefault(key, trial.allocation)
         self._known[key, fidelity] = trial
         same = (key, _windows(fidelity))
         longest = self._longest.get(same)
@@ -267,20 +218,6 @@ class Study:
 def _windows(fidelity: Fidelity) -> Fidelity:
     """What scores of the same windows at the same positions have in common."""
     return replace(fidelity, tokens=0)
-
-
-def _finite(score: Score) -> Score:
-    """NaN and infinities are the worst loss there is: they must sort last, never crash."""
-    return Score(
-        *(
-            tuple(math.inf if it is None or not math.isfinite(it) else float(it) for it in part)
-            for part in score
-        )
-    )
-
-
-def _null(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _two_runs(path: Path) -> str:

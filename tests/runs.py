@@ -23,7 +23,7 @@ SETTINGS = {
     "generations": 2,
     "offspring": 4,
 }
-CHANGING = ("seconds", "command")  # facts that two runs of the same search may differ in
+CHANGING = ("seconds", "command", "recording", "peak_bytes")  # what two runs may differ in
 
 
 class Ran(NamedTuple):

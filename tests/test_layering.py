@@ -42,9 +42,16 @@ TIERS = (
         *(
             "config",
             "effort",
+            "evaluations",
+            "ranges",
+            "runs",
+            "run_comparison",
             "study",
             "run_facts",
+            "run_record",
             "mirror",
+            "optuna_storage",
+            "summary",
             "targets",
             "latency_store",
             "latency",
@@ -82,15 +89,19 @@ TIERS = (
         ),
         "runtime_facts",
     ),
-    ("progress",),
+    ("progress", "interrupt"),
     ("profiler", "latency_cases", "latency_timing", "latency_model"),
     ("exporters", "report", "loading"),
-    ("output", "result", "evaluator", "session", "scoring", "manifest", "benchmark", "tasks"),
+    ("output", "result", "evaluator", "session", "scoring", "benchmark", "tasks"),
     ("verification", "card", "foreign_scoring"),
-    ("estimates", "finalists", "latency_local", "latency_setup", "outlier_scores"),
-    ("latency_search", "quality_search"),
-    ("pipeline", "doctor", "exporting", "planning"),
+    ("estimates", "latency_local", "latency_setup", "outlier_scores"),
+    ("latency_search",),
+    ("opening",),
+    ("finalists", "manifest", "writing", "front_search", "front_writing", "quality_search"),
+    ("pipeline", "points", "doctor", "exporting", "planning"),
     ("show", "run_commands", "profile_command", "eval_command", "export_commands"),
+    ("dashboard", "dashboard_plots"),
+    ("front_commands",),
     ("cli", "__main__", "__init__"),  # `__init__` is the facade: it names the public API
 )
 SEES_TORCH = {
@@ -104,6 +115,7 @@ SEES_TORCH = {
     *("finalists", "parts", "verification", "exporting", "export_commands", "card"),
     *("outlier_scores", "planning", "comparison", "eval_command", "quality_search"),
     *("foreign_scoring", "doctor", "loading", "removal", "structure", "packing"),
+    *("opening", "writing", "front_search", "front_writing", "points"),
 }
 TORCH_FREE = {place for places in TIERS for place in places} - SEES_TORCH
 FILE_LINES = 300

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import ClassVar, Protocol, Self
 
 from autocompress.errors import LevelError
@@ -90,6 +91,7 @@ def module_levels(level: Level, modules: Sequence[str], roles: Sequence[Role]) -
     return (level,) * len(modules)
 
 
+@lru_cache(maxsize=4096)  # tables of trials name few levels, each many times
 def parse_level(key: str) -> Level:
     """The level named by `key`.
 

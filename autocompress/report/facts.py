@@ -16,7 +16,13 @@ Facts = Mapping[str, Any]
 
 DASH = "–"
 SPLITS = ("search", "validate", "test")
-RIVALS = {"dense": "Dense", "uniform": "Uniform", "ilp": "ILP", "winner": "Winner"}
+RIVALS = {
+    "dense": "Dense",
+    "uniform": "Uniform",
+    "ends": "First and last blocks high",
+    "ilp": "ILP",
+    "winner": "Winner",
+}
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def loss(score: Facts | None) -> str:
 
 
 def rivals(facts: Facts) -> dict[str, Facts]:
-    """Dense, uniform, ILP and winner, in this order, those that were scored."""
+    """Dense, the baselines and the winner, in this order, those that were scored."""
     results = facts.get("results") or {}
     return {name: results[name] for name in RIVALS if results.get(name)}
 
@@ -106,7 +112,7 @@ def label(name: str, result: Facts) -> str:
 
 def results_table(facts: Facts) -> Table:
     """Dense, uniform, ILP and winner on test windows."""
-    found = rivals(facts)
+    found = {name: row for name, row in rivals(facts).items() if name != "ends"}
     rows = tuple(
         (
             label(name, result),
@@ -182,11 +188,17 @@ def cost_table(facts: Facts) -> Table:
     for key in dict.fromkeys((*known, *tokens, *seconds)):
         pairs.append((key.capitalize(), tokens.get(key), seconds.get(key)))
     pairs.append(("Total", total_tokens, total_seconds or None))
+    rest = [("Recording", facts.get("recording")), ("Most memory held", facts.get("peak_bytes"))]
     rows = tuple(
         (name, number(count, 0), DASH if spent is None else duration(spent))
         for name, count, spent in pairs
         if (count, spent) != (None, None)
     )
+    (recording, seconds_of), (memory, held) = rest
+    if seconds_of is not None:
+        rows += ((f"{recording}, in the times above", DASH, duration(seconds_of)),)
+    if held is not None:
+        rows += ((memory, DASH, size(held)),)
     return Table(
         "Tokens through the model, those of gradients three times, and wall time.",
         ("Step", "Tokens", "Time"),

@@ -34,6 +34,7 @@ class Axes:
         x: data range, left to right.
         y: data range, bottom to top.
         log_y: logarithmic losses.
+        log_x: logarithmic across, too.
     """
 
     width: int
@@ -41,14 +42,12 @@ class Axes:
     x: tuple[float, float]
     y: tuple[float, float]
     log_y: bool = False
+    log_x: bool = False
     parts: list[str] = field(default_factory=list)
 
     def at(self, x: float, y: float) -> Point:
         """Data to picture coordinates."""
-        low, high = (math.log(end) for end in self.y) if self.log_y else self.y
-        y = math.log(y) if self.log_y else y
-        across = (x - self.x[0]) / (self.x[1] - self.x[0])
-        up = (y - low) / (high - low)
+        across, up = _share(x, self.x, self.log_x), _share(y, self.y, self.log_y)
         inner = self.width - MARGIN_LEFT - MARGIN_RIGHT
         tall = self.height - MARGIN_TOP - MARGIN_BOTTOM
         return MARGIN_LEFT + across * inner, MARGIN_TOP + (1 - up) * tall
@@ -71,10 +70,20 @@ class Axes:
         places = (self.at(*point) for point in points[::step])
         self.path("".join(f"M{x:.1f} {y:.1f}h.01" for x, y in places), f"dots {style}")
 
-    def diamond(self, place: Point, style: str) -> None:
-        """A mark for one data point."""
+    def diamond(self, place: Point, style: str, told: str = "", size: int = 6) -> None:
+        """A mark for one data point; `told` is shown where a pointer rests on it."""
         x, y = self.at(*place)
-        self.path(f"M{x:.1f} {y - 6:.1f}l6 6l-6 6l-6 -6z", f"mark {style}")
+        data = f"M{x:.1f} {y - size:.1f}l{size} {size}l-{size} {size}l-{size} -{size}z"
+        title = f"<title>{escape(told)}</title>" if told else ""
+        self.parts.append(f'<path class="mark {style}" d="{data}">{title}</path>')
+
+    def bar(self, place: Point, error: float, style: str) -> None:
+        """A vertical error bar of a data point, cut at the frame."""
+        x, loss = place
+        ends = (min(max(loss + sign * error, self.y[0]), self.y[1]) for sign in (-1, 1))
+        (across, low), (_, high) = (self.at(x, end) for end in ends)
+        caps = (f"M{across - 4:.1f} {y:.1f}h8" for y in (low, high))
+        self.path(f"M{across:.1f} {low:.1f}V{high:.1f}{''.join(caps)}", f"bar {style}")
 
     def stairs(self, points: Sequence[Point], style: str) -> None:
         """A line through data points that only steps: nothing between them was measured."""
@@ -91,11 +100,11 @@ class Axes:
             _, y = self.at(self.x[0], value)
             self.path(f"M{MARGIN_LEFT} {y:.1f}H{right}", "grid")
             self.text(MARGIN_LEFT - 6, y + 4, f"{text}", "end")
-        values = ticks(*self.x, count=max(4, self.width // 110))
-        for value, text in zip(values, alike(values), strict=True):
+        values = log_ticks(*self.x) if self.log_x else ticks(*self.x, max(4, self.width // 110))
+        for value, text in zip(values, alike(values) if not self.log_x else values, strict=True):
             x, _ = self.at(value, self.y[0])
             self.path(f"M{x:.1f} {bottom}v4", "axis")
-            self.text(x, bottom + 17, text)
+            self.text(x, bottom + 17, f"{text}")
         self.path(f"M{MARGIN_LEFT} {bottom}H{right}", "axis")
         self.text((MARGIN_LEFT + right) / 2, self.height - 6, x_label)
         self.text(2, 12, y_label, "start")
@@ -106,6 +115,12 @@ class Axes:
             f'<svg viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{escape(name)}">'
             f"{''.join(self.parts)}</svg>"
         )
+
+
+def _share(value: float, ends: tuple[float, float], log: bool) -> float:
+    """How far along a scale a value is, 0 to 1."""
+    low, high, at = (math.log(it) if log else it for it in (*ends, value))
+    return (at - low) / (high - low)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -134,7 +149,7 @@ def alike(values: Sequence[float]) -> list[str]:
     return [f"{value:.{decimals}f}{suffix if value else ''}" for value in scaled]
 
 
-def _range(values: Iterable[float], log: bool = False) -> tuple[float, float]:
+def spread(values: Iterable[float], log: bool = False) -> tuple[float, float]:
     """The values' range with a margin, never empty."""
     known = list(values)
     low, high = min(known), max(known)
@@ -144,9 +159,10 @@ def _range(values: Iterable[float], log: bool = False) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def _loss_axis(losses: Sequence[float]) -> tuple[tuple[float, float], bool]:
+def loss_axis(losses: Sequence[float]) -> tuple[tuple[float, float], bool]:
+    """The range of an axis of losses, and whether it is logarithmic."""
     log = min(losses) > 0 and max(losses) / min(losses) > 5
-    return _range(losses, log), log
+    return spread(losses, log), log
 
 
 def groups(facts: Facts) -> dict[Group, list[dict[str, Any]]]:
@@ -183,7 +199,7 @@ def progress_plot(facts: Facts, width: int, height: int) -> str:
     if not found:
         return ""
     flat = [trial for trials in found.values() for trial in trials]
-    y, log = _loss_axis([trial["loss"] for trial in flat])
+    y, log = loss_axis([trial["loss"] for trial in flat])
     spent = max(trial["spent"] for trial in flat)
     axes = Axes(width, height, (0, spent * 1.02 or 1), y, log)
     axes.frame("tokens spent", "KL, nats per token")
@@ -243,8 +259,8 @@ def _front_plot(
 ) -> str:
     points = [(trial["effective_bits"], trial["loss"]) for trial in trials]
     everything = [*points, *marks.values()]
-    y, log = _loss_axis([loss for _, loss in everything])
-    axes = Axes(width, height, _range(bits for bits, _ in everything), y, log)
+    y, log = loss_axis([loss for _, loss in everything])
+    axes = Axes(width, height, spread(bits for bits, _ in everything), y, log)
     axes.frame("effective bits", "KL, nats per token")
     _budget_line(axes, facts)
     distinct = sorted(set(everything))

@@ -7,6 +7,7 @@ from statistics import StatisticsError, correlation, median
 from typing import Any
 
 from autocompress.report.facts import DASH, Facts, Table, number, percent
+from autocompress.report.plots import Axes, spread
 
 FEW = 3  # trials, below which a correlation says nothing
 
@@ -68,6 +69,29 @@ def additivity_table(facts: Facts) -> Table:
         "layers together can gain.",
         ("Phase", "Trials", "Measured / predicted, median", "Correlation"),
         tuple(rows),
+    )
+
+
+def additivity_plot(facts: Facts) -> str:
+    """Measured losses against sums of sensitivities; on the line they would be equal."""
+    pairs = [
+        (trial["predicted"], trial["loss"])
+        for trial in facts.get("trials") or ()
+        if trial.get("predicted") and trial["loss"] and trial["split"] == "validate"
+    ]
+    if len(pairs) < FEW:
+        return ""
+    values = [value for pair in pairs for value in pair]
+    both = spread(values, log=True)
+    axes = Axes(460, 320, both, both, log_y=True, log_x=True)
+    axes.frame("sum of sensitivities", "measured KL, nats per token")
+    (left, low), (right, high) = axes.at(both[0], both[0]), axes.at(both[1], both[1])
+    axes.path(f"M{left:.1f} {low:.1f}L{right:.1f} {high:.1f}", "front")
+    axes.dots(pairs, "s0")
+    return (
+        f'<figure class="half">{axes.svg("Measured loss against the sum of sensitivities")}'
+        "<figcaption>Every trial on validation windows. On the line, losses of layers would add "
+        "up exactly.</figcaption></figure>"
     )
 
 

@@ -28,6 +28,8 @@ def verdict(facts: Facts) -> str:
     if winner.get("level") or origin.startswith("uniform"):
         name = f"uniform {winner.get('level') or origin.removeprefix('uniform').strip()}".strip()
         return f"No searched allocation beat {name}, which therefore won: {kl}."
+    if origin == "ends":
+        return f"No searched allocation beat more bits for the first and last blocks: {kl}."
     uniform = found.get("uniform")
     names = {"uniform": f"uniform {(uniform or {}).get('level') or ''}".strip()}
     if not origin.startswith("ilp"):

@@ -19,6 +19,7 @@ STRATEGIES = {
     "arithmetic": ("autocompress.strategies.ratios", "Arithmetic"),
     "auto": ("autocompress.strategies.auto", "Auto"),
     "bayesian": ("autocompress.strategies.bayesian", "Bayesian"),
+    "ends": ("autocompress.strategies.ends", "Ends"),
     "evolution": ("autocompress.strategies.evolution", "Evolution"),
     "evopress": ("autocompress.strategies.evopress", "EvoPress"),
     "ilp": ("autocompress.strategies.ilp", "ILP"),

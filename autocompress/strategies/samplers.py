@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.core import Allocation, Fidelity, Problem, Trial
 from autocompress.errors import ConfigError
-from autocompress.mirror import quiet
+from autocompress.optuna_storage import quiet
 from autocompress.tables import did_you_mean
 
 if TYPE_CHECKING:

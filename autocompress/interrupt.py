@@ -1,0 +1,71 @@
+"""Ctrl-C inside a search: heard at the next safe point, so that the best so far is kept."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+HEARD = (
+    "stopping: what is being scored is finished, then the best so far is scored and written. "
+    "Ctrl-C again stops at once, without"
+)
+
+
+class Stopped(Exception):  # noqa: N818
+    """The search was asked to end, at a point where nothing is lost."""
+
+
+class Stop:
+    """Whether a search shall end, and where it may.
+
+    Attributes:
+        requested: by Ctrl-C.
+        searching: whether `check` may end anything: scores of finalists must be finished.
+    """
+
+    def __init__(self) -> None:
+        self.requested = self.searching = False
+
+    def check(self) -> None:
+        """A safe point.
+
+        Raises:
+            Stopped: the search shall end here.
+        """
+        if self.requested and self.searching:
+            raise Stopped
+
+    @contextmanager
+    def search(self) -> Iterator[None]:
+        """While inside, a safe point may end the search; leaves quietly when one does."""
+        self.searching = True
+        try:
+            yield
+        except Stopped:
+            pass
+        finally:
+            self.searching = False
+
+    @contextmanager
+    def on_interrupt(self, say: Callable[[str], None]) -> Iterator[None]:
+        """While inside, the first Ctrl-C asks for an end; the second is what it always is.
+
+        Signals reach the main thread alone: in another, nothing changes.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def heard(number: int, frame: object) -> None:
+            if self.requested:
+                raise KeyboardInterrupt
+            self.requested = True
+            say(HEARD)
+
+        before = signal.signal(signal.SIGINT, heard)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)

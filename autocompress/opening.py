@@ -1,0 +1,142 @@
+"""A search that is opened: session, budgets, study, mirror and problem, ready to propose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autocompress.config import StudyConfig
+from autocompress.core import Budget, CostTable, Problem
+from autocompress.cost import check_budgets, parse_budget
+from autocompress.estimates import linearize, sensitivities
+from autocompress.evaluator import Evaluator
+from autocompress.files import fingerprint
+from autocompress.interrupt import Stop
+from autocompress.latency_search import Limit, limited, open_limit, predicted_costs
+from autocompress.mirror import JOURNAL, Mirror
+from autocompress.progress import Progress
+from autocompress.run_record import recorded_study, write_record
+from autocompress.session import Session, complete_database, open_session, undominated
+from autocompress.smallest import Goal, split_goal
+from autocompress.study import Study
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the steps of a search share.
+
+    Args:
+        problem: what strategies see.
+        limit: on latency; None where no budget limits it.
+        goal: what is made small while a loss is kept; None where costs are limited.
+        stop: where Ctrl-C is heard.
+    """
+
+    session: Session
+    problem: Problem
+    study: Study
+    mirror: Mirror
+    evaluator: Evaluator
+    limit: Limit | None
+    goal: Goal | None
+    stop: Stop
+
+    @property
+    def config(self) -> StudyConfig:
+        """The search's settings."""
+        return self.session.config
+
+    def within(self, problem: Problem) -> Opened:
+        """The same search of another problem."""
+        return replace(self, problem=problem)
+
+
+@contextmanager
+def open_search(config: StudyConfig, progress: Progress) -> Iterator[Opened]:
+    """Open everything, complete the database and the dense model's distributions.
+
+    Inside, the run folder belongs to this process, and the first Ctrl-C is heard by `stop`.
+
+    Raises:
+        AutocompressError: any input is wrong; nothing but the run folder was written.
+    """
+    session, stop = open_session(config, progress), Stop()
+    limit = open_limit(session)
+    (goal, budgets), costs = _budgets(session, limit), _costs(session, limit)
+    evaluator = Evaluator(
+        session.loaded.model,
+        session.space,
+        session.database,
+        session.windows,
+        config.run_folder,
+        session.progress,
+    )
+    recorded = predicted_costs(session, limit)
+    with Study(
+        config.run_folder, session.space, recorded, session.facts(), evaluator, pause=stop.check
+    ) as study:
+        mirror = _open_mirror(session, recorded)
+        complete_database(session)
+        problem = Problem(
+            space=undominated(session, limited(limit, session.searched), costs),
+            costs=costs,
+            budgets=budgets,
+            evaluate=study.evaluate,
+            sensitivities=lambda tokens: sensitivities(session, evaluator, study, tokens),
+            linearize=lambda *at: linearize(session, evaluator, study, *at),
+            window=config.window,
+            tokens=int(session.windows.search.size),
+        )
+        with session.clock("teacher"):
+            evaluator.teacher("search")
+        with stop.on_interrupt(progress.say):
+            yield Opened(session, problem, study, mirror, evaluator, limit, goal, stop)
+
+
+def _costs(session: Session, limit: Limit | None) -> tuple[CostTable, ...]:
+    """What a search sees: latencies with a margin."""
+    return session.costs if limit is None else (*session.costs, limit.table())
+
+
+def _budgets(session: Session, limit: Limit | None) -> tuple[Goal | None, tuple[Budget, ...]]:
+    """What is to be made small, if a loss is limited, and the budgets that count.
+
+    Raises:
+        BudgetError: one cannot be read or met.
+    """
+    dense_ms = None if limit is None else limit.latency.dense_ms
+    wanted = [parse_budget(text, session.space, dense_ms) for text in session.config.budgets]
+    goal, wanted = split_goal(wanted, session.config.minimize)
+    space = limited(limit, session.searched)
+    return goal, check_budgets(space, _costs(session, limit), wanted)
+
+
+def _open_mirror(session: Session, costs: Sequence[CostTable]) -> Mirror:
+    """The Optuna study of a run folder, whose name tells runs in one storage apart."""
+    config = session.config
+    name = recorded_study(config.run_folder)  # a folder may have been moved since
+    name = name or f"{config.run_folder.resolve().name} {fingerprint(session.facts())[:8]}"
+    windows = session.windows.fingerprint
+    write_record(config, session.space, costs, model_facts(session), windows, name)
+    storage = config.storage or config.run_folder / JOURNAL
+    return Mirror.open(storage, name, session.space, costs)
+
+
+def model_facts(session: Session) -> dict[str, Any]:
+    """What was compressed."""
+    loaded = session.loaded
+    return {
+        "name": loaded.name,
+        "source": source_of(session.config.model),
+        "parameters": loaded.parameters,
+        "fingerprint": loaded.fingerprint,
+    }
+
+
+def source_of(name: str | None) -> str | None:
+    """Where a dense model or a text is found again, from any current directory."""
+    path = Path(name or "").expanduser()
+    return str(path.resolve()) if name and path.exists() else name

@@ -1,0 +1,97 @@
+"""Optuna's storages: opened by an URL or the path of a journal file, and kept silent."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autocompress.errors import StudyError
+
+if TYPE_CHECKING:
+    import optuna
+
+GRACE = 5  # seconds until a journal lock that a killed process left behind is taken over
+GRPC = "grpc://"  # what Optuna has no URL for: host:port of its storage proxy
+
+_PASSWORD = re.compile(r"(://[^/@:]*:)[^@]*@")
+
+
+def masked(storage: str | Path) -> str:
+    """A storage as it may be shown and kept: without its password."""
+    return _PASSWORD.sub(r"\1***@", str(storage))
+
+
+def open_storage(storage: str | Path, *, repair: bool = True) -> optuna.storages.BaseStorage:
+    """The storage of an URL (`sqlite:///study.db`, `grpc://host:port`), or of a journal file.
+
+    Args:
+        repair: drop what a killed process left half written; who only reads must not.
+
+    Raises:
+        StudyError: Optuna cannot open it.
+    """
+    try:
+        with quiet():
+            return _open(str(storage), repair)
+    except Exception as error:  # every storage brings exceptions of its own
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StudyError(
+            f"storage must be a journal file or an Optuna storage URL such as sqlite:///study.db "
+            f"that can be reached. Got '{masked(storage)}': {masked(why)}. Start its server, or "
+            "leave --storage out."
+        ) from error
+
+
+def _open(storage: str, repair: bool) -> optuna.storages.BaseStorage:
+    from optuna.storages import GrpcStorageProxy, get_storage
+
+    if storage.startswith(GRPC):
+        host, _, port = storage.removeprefix(GRPC).rpartition(":")
+        proxy = GrpcStorageProxy(host=host, port=int(port))
+        proxy.get_all_studies()  # it connects when first asked
+        return proxy
+    return get_storage(storage) if "://" in storage else _open_journal(Path(storage), repair)
+
+
+def _open_journal(path: Path, repair: bool) -> optuna.storages.BaseStorage:
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+    # The lock is a symbolic link to the file: with a relative path it would dangle, and waiting
+    # for a lock that a killed process left behind would never end.
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if repair:
+        _cut_torn_line(path)
+    lock = JournalFileSymlinkLock(str(path), grace_period=GRACE)
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Drop a last line that a kill tore: Optuna would append to it and never read past it."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Optuna without its messages and experimental warnings, here and nowhere else."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
