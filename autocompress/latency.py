@@ -98,6 +98,8 @@ def needed_points(
             for use in part.uses:
                 row = found.setdefault((part.shape, use.rows), {})
                 for level in allowed:
+                    if isinstance(level, Drop):  # takes no time
+                        continue
                     if name := backends.get((level, part.shape)):
                         row[Point(name, str(level), part.shape, use.rows, target.mode)] = level
     return found

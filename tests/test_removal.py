@@ -4,12 +4,16 @@ import copy
 
 import pytest
 import torch
+from conftest import make_llama
+from runs import command, write_config
 
 import autocompress
-from autocompress.core import Allocation
+from autocompress.core import Allocation, SearchSpace
 from autocompress.errors import LevelError, SpaceError
 from autocompress.exporters.native import save_native
 from autocompress.integration import WEIGHTS
+from autocompress.latency import Use, layer_parts, layer_prices, needed_points
+from autocompress.latency_store import LatencyStore
 from autocompress.lean import LeanDecoder, lean_decoder
 from autocompress.levels import Drop, Unread, module_levels, parse_level
 from autocompress.models import find_layers, set_weight, weight_of
@@ -18,6 +22,7 @@ from autocompress.removal import Nothing, Skipped, ZeroLinear, find_removed
 from autocompress.spaces import SpaceConfig, build_space, load_space
 from autocompress.stitch import StitchedModel
 from autocompress.structure import find_roles, layers_for
+from autocompress.targets import Target
 
 DENSE, DROP = parse_level("dense"), parse_level("drop")
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -276,3 +281,41 @@ def test_a_model_of_nothing_is_refused(tiny):
     config = SpaceConfig("depth", (DENSE, DROP), tie="sublayers", pins=pins)
     with pytest.raises(SpaceError, match="drops all that is in scope"):
         build_space(config, layers_for(tiny.model, config))
+
+
+def test_the_shipped_spaces_leave_out_sublayers(tiny):
+    for name in ("depth", "joint-sublayers"):
+        config = load_space(name)
+        found = build_space(config, layers_for(tiny.model, config))
+        assert [len(layer.modules) for layer in found.layers] == [4, 3] * 3
+        assert all(levels[-1] == DROP for levels in found.levels)
+
+
+def test_a_search_for_depth_ends_in_a_shorter_model(tiny_folder, tmp_path):
+    config = write_config(tmp_path / "config.toml", tiny_folder, prefix="dense", spend=4000)
+    options = ("--config", config, "--space", "depth", "--run", tmp_path / "run", "--json")
+    too_small = command("search", *options, "--budget", "1%", "--out", tmp_path / "none")
+    assert too_small.code == 2
+    assert "the cheapest allocation of 'depth'" in too_small.err
+    out = tmp_path / "result"
+    facts = command("search", *options, "--budget", "70%", "--out", out).json()
+    chosen = [entry["level"] for entry in facts["allocation"]]
+    assert set(chosen) == {"dense", "drop"}
+    assert facts["effective_bits"] <= 0.7 * 16
+    model, _ = autocompress.load(out)
+    left = sum(p.numel() for p in model.parameters())
+    assert left < 0.9 * sum(p.numel() for p in make_llama(0).parameters())
+
+
+def test_what_is_dropped_takes_no_time(space, tmp_path):
+    names = [name for layer in space.layers for name in layer.modules]
+    uses = {name: (Use("decode", 1.0, 1),) for name in names}
+    shapes = {part.shape for layer in space.layers for part in layer_parts(layer, uses)}
+    backends = {(level, shape): "native" for level in space.levels[0] for shape in shapes}
+    points = needed_points(space, uses, Target(), backends)
+    timed = {str(level) for row in points.values() for level in row.values()}
+    assert timed == {"dense", "w4g64"}
+    store = LatencyStore(tmp_path / "store.json", {})
+    dropping_only = SearchSpace("drop", space.layers, ((DROP,),) * len(space.layers))
+    prices = layer_prices(dropping_only, uses, Target(), backends, {}, store)
+    assert [row[DROP] for row in prices.middle] == [0.0] * len(space.layers)
