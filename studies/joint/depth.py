@@ -2,8 +2,8 @@
 
     python studies/joint/depth.py WORK rank taylor       # a ranking; without a name, all
     python studies/joint/depth.py WORK search 14 0       # budget in bits of 16, seed
-    python studies/joint/depth.py WORK score 14          # everything known at a budget
-    python studies/joint/depth.py WORK report            # what REPORT.md holds
+    python studies/joint/depth.py WORK score 14 test     # everything known at a budget
+    python studies/joint/depth.py WORK report test       # what REPORT.md holds
 
 14, 12 and 10 bits of 16 are 12.5, 25 and 37.5 % of the weights of blocks left out. A ranking leaves
 out units, the least important first, until the budget holds. All see the same search tokens.
@@ -153,14 +153,14 @@ def leaving(session: Session, layers: list[int]) -> Allocation:
     )
 
 
-def score(work: Path, bits: float) -> None:
-    """Test scores of everything known at a budget, kept by allocation."""
+def score(work: Path, bits: float, split: str) -> None:
+    """Scores of everything known at a budget on a whole split, kept by allocation."""
     session, evaluator = open_work(work)
     names = [layer.name for layer in session.space.layers]
     for name, allocation in candidates(work, session, bits).items():
-        file = work / "scores" / f"{allocation.key}.json"
+        file = work / "scores" / f"{allocation.key}-{split}.json"
         if not file.exists():
-            found = evaluator(allocation, Fidelity(TOKENS.test, 0, "test"))
+            found = evaluator(allocation, Fidelity(getattr(TOKENS, split), 0, split))
             file.parent.mkdir(exist_ok=True)
             write_json(file, found._asdict())
         losses = json.loads(file.read_text())["losses"]
@@ -170,14 +170,16 @@ def score(work: Path, bits: float) -> None:
             "perplexity": float(np.exp(np.mean(json.loads(file.read_text())["nlls"]))),
             "dropped": [names[layer] for layer in dropped(allocation)],
         }
-        write_json(work / "results" / f"{bits:g}-{name}.json", facts)
+        write_json(work / "results" / split / f"{bits:g}-{name}.json", facts)
         print(f"{bits:g} {name:16} {facts['bits']:.3f} {np.mean(losses):.4f}", flush=True)
 
 
-def report(work: Path) -> None:
-    """Markdown rows: mean KL on test windows, and how far below block influence."""
+def report(work: Path, split: str) -> None:
+    """Markdown rows: mean KL on a split, and how far below block influence."""
     for bits in BUDGETS:
-        files = sorted((work / "results").glob(f"{bits}-*.json"))
+        files = sorted((work / "results" / split).glob(f"{bits}-*.json"))
+        if not files:
+            continue
         rows = {it.stem.split("-", 1)[1]: json.loads(it.read_text()) for it in files}
         base = np.array(rows["influence"]["losses"])
         for name, facts in rows.items():
@@ -196,15 +198,16 @@ def main() -> None:
     """One of the commands above."""
     work, command, *rest = Path(sys.argv[1]), *sys.argv[2:]
     work.mkdir(parents=True, exist_ok=True)
-    (work / "results").mkdir(exist_ok=True)
+    for split in ("validate", "test"):
+        (work / "results" / split).mkdir(parents=True, exist_ok=True)
     if command == "search":
         search(work, float(rest[0]), int(rest[1]), *rest[2:])
     elif command == "score":
-        score(work, float(rest[0]))
+        score(work, float(rest[0]), rest[1])
     elif command == "rank":
         rank(work, *rest)
     else:
-        report(work)
+        report(work, *rest)
 
 
 if __name__ == "__main__":
