@@ -1,5 +1,6 @@
 # make demo   compress the default model to 3.5 effective bits and say where the results are
 # make test   lint, types and tests
+# make docs   build the documentation; warnings are errors
 # make clean  remove what the two commands made, except results/
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ SOURCES := $(shell find autocompress search_spaces kernels -name '*.py' -o -name
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -38,6 +39,11 @@ test: $(VENV)/.dev
 	@echo "==> pytest, one worker per core"
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(VENV)/.docs
+	@$(BIN)/mkdocs build --quiet
+	@echo "==> open build/docs/index.html"
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f kernels/autocompress_kernels/libautocompress_kernels.*
@@ -46,6 +52,11 @@ clean:
 # Both commands share one environment. `.demo` holds a copy of the package, `.dev` a link to the
 # sources; the copy replaces the link, so installing it drops the stamp of the link. The link
 # serves the demo as well, so it leaves the other stamp alone.
+
+$(VENV)/.docs: $(VENV)/.venv $(PINNED)
+	@echo "==> installing what builds the documentation"
+	@$(INSTALL) 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.30'
+	@touch $@
 
 $(VENV)/.venv:
 	@echo "==> creating $(VENV) with $(PYTHON)"

@@ -22,29 +22,47 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from autocompress.config import StudyConfig
-    from autocompress.core import Allocation, CostTable, SearchSpace
+    from autocompress.core import Allocation, Budget, CostTable, Problem, SearchSpace, Trial
+    from autocompress.cost import parse_budget
     from autocompress.errors import AutocompressError
     from autocompress.exporters.native import load
+    from autocompress.exporting import export
     from autocompress.levels import Level, parse_level
+    from autocompress.operators import operator
     from autocompress.pipeline import build_database, search, search_front
+    from autocompress.profiling import profile
     from autocompress.result import FrontResult, Result
     from autocompress.scoring import evaluate
+    from autocompress.strategies import register_strategy
+    from autocompress.study import Study
+    from autocompress.targets import Target, register_target
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Allocation",
     "AutocompressError",
+    "Budget",
     "CostTable",
     "FrontResult",
     "Level",
+    "Problem",
     "Result",
     "SearchSpace",
+    "Study",
     "StudyConfig",
+    "Target",
+    "Trial",
     "build_database",
     "evaluate",
+    "export",
     "load",
+    "operator",
+    "parse_budget",
     "parse_level",
+    "profile",
+    "register_strategy",
+    "register_target",
     "search",
     "search_front",
 ]
@@ -52,16 +70,27 @@ __all__ = [
 _HOMES = {
     "Allocation": "autocompress.core",
     "AutocompressError": "autocompress.errors",
+    "Budget": "autocompress.core",
     "CostTable": "autocompress.core",
     "FrontResult": "autocompress.result",
     "Level": "autocompress.levels",
+    "Problem": "autocompress.core",
     "Result": "autocompress.result",
     "SearchSpace": "autocompress.core",
+    "Study": "autocompress.study",
     "StudyConfig": "autocompress.config",
+    "Target": "autocompress.targets",
+    "Trial": "autocompress.core",
     "build_database": "autocompress.pipeline",
     "evaluate": "autocompress.scoring",
+    "export": "autocompress.exporting",
     "load": "autocompress.exporters.native",
+    "operator": "autocompress.operators",
+    "parse_budget": "autocompress.cost",
     "parse_level": "autocompress.levels",
+    "profile": "autocompress.profiling",
+    "register_strategy": "autocompress.strategies",
+    "register_target": "autocompress.targets",
     "search": "autocompress.pipeline",
     "search_front": "autocompress.pipeline",
 }

@@ -190,7 +190,7 @@ def build(
     from autocompress.pipeline import build_database
 
     settings = _settings(context, config)
-    database = build_database(settings, _progress())
+    database = build_database(settings, progress=_progress())
     facts: dict[str, Any] = {
         "path": str(database.path),
         "modules": len(database.entries),

@@ -210,6 +210,21 @@ def read_settings(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     return _typed(table, StudyConfig, where)
 
 
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a configuration from what Python callers write: paths, and targets as a whole."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, str | Path):  # either will do, whatever the field's type
+            found[name] = Path(value) if name in ("out", "run") else str(value)
+        elif isinstance(value, Target):
+            mode = next(key for key, mode in MODES.items() if mode == value.mode)
+            uses = {it: getattr(value, it) for it in ("threads", "batch", "prompt", "decode")}
+            found |= {name: value.name, "activations": mode, **uses}
+        else:
+            found[name] = value
+    return found
+
+
 def _check_range(name: str, value: int | None, low: int, high: int) -> None:
     """Check an optional integer; both limits are allowed values."""
     if value is not None and not low <= value <= high:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import fmean, stdev
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from autocompress.errors import SpaceError
 from autocompress.layers import Layer as Layer
 from autocompress.levels import Drop, Level
 from autocompress.predictions import Estimate, Linearization
+from autocompress.scores import Score as Score  # every part finds the types that all share here
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,11 +43,33 @@ class Allocation:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The layers and the levels each may take: the only definition of legality."""
+    """The layers and the levels each may take: the only definition of legality.
+
+    >>> from autocompress.levels import Quantize
+    >>> levels = Quantize(2, 64), Quantize(4, 64)
+    >>> space = SearchSpace("toy", (Layer("head", ("head",), ((512, 64),)),), (levels,))
+    >>> space.uniform(levels[1]) in space, Allocation((Quantize(8),)) in space
+    (True, False)
+    """
 
     name: str
     layers: tuple[Layer, ...]
     levels: tuple[tuple[Level, ...], ...]  # per layer, in file order, no duplicates
+
+    @classmethod
+    def from_toml(cls, path: str | Path, model: str | None = None) -> SearchSpace:
+        """The space that a TOML file describes, over the layers of a model.
+
+        Args:
+            path: the file, or the name of a built-in space.
+            model: folder, GGUF file or Hub id; None is the default model.
+
+        Raises:
+            AutocompressError: no such file or model, or a space that does not fit the model.
+        """
+        # By name: models stand above this module, and only a script may ask it for one.
+        found: SearchSpace = import_module("autocompress.session").model_space(str(path), model)
+        return found
 
     def __contains__(self, allocation: Allocation) -> bool:
         return (
@@ -166,44 +189,6 @@ class Budget:
     cost: str
     limit: float
     text: str
-
-
-class Score(NamedTuple):
-    """Quality of one model on some windows, window by window.
-
-    Args:
-        losses: mean KL(dense || candidate) of each window, nats/token; lower is better.
-        nlls: mean negative log-likelihood of the next token in each window, nats.
-    """
-
-    losses: tuple[float, ...]
-    nlls: tuple[float, ...]
-
-    @property
-    def loss(self) -> float:
-        """Mean KL(dense || candidate), nats/token."""
-        return fmean(self.losses)
-
-    @property
-    def perplexity(self) -> float:
-        """Exp of the mean negative log-likelihood."""
-        mean = fmean(self.nlls)
-        return math.exp(mean) if mean < 700 else math.inf
-
-    @property
-    def stderr(self) -> float:
-        """Standard error of `loss` over windows, nats/token."""
-        if len(self.losses) < 2 or not math.isfinite(self.loss):
-            return 0.0
-        return stdev(self.losses) / math.sqrt(len(self.losses))
-
-    def first(self, windows: int) -> Score:
-        """The score on the first windows alone."""
-        return Score(self.losses[:windows], self.nlls[:windows])
-
-    def then(self, other: Score) -> Score:
-        """The score on these windows and, behind them, those of `other`."""
-        return Score(self.losses + other.losses, self.nlls + other.nlls)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,13 @@ def size_tables(
 def parse_budget(text: str, space: SearchSpace, dense_ms: float | None = None) -> Budget:
     """The budget that `text` writes: `3.5bits` per weight in scope, `90MB` of model file, `12ms`.
 
+    >>> from autocompress.core import Layer, SearchSpace
+    >>> space = SearchSpace("toy", (Layer("head", ("head",), ((512, 64),)),), ((),))
+    >>> parse_budget("3.5bits", space)
+    Budget(cost='bits', limit=114688, text='3.5bits')
+    >>> parse_budget("80tokens/s", space).limit  # ms per token
+    12.5
+
     Args:
         text: a positive number and a unit: bits; B, kB, MB, GB, KiB, MiB, GiB; % of the parameters
             in scope that products still multiply with, and so of these layers' FLOPs; ms per

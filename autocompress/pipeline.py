@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from autocompress.config import StudyConfig
-from autocompress.core import Trial
+from autocompress.config import StudyConfig, plain_settings
+from autocompress.core import Budget, Trial
 from autocompress.database import LevelDatabase
 from autocompress.errors import BudgetError
 from autocompress.finalists import Finalists, find_finalists, race_finalists, score_finalists
@@ -42,33 +41,47 @@ from autocompress.targets import find_target
 from autocompress.writing import dense_row, write_result
 
 
-def build_database(config: StudyConfig, progress: Progress | None = None) -> LevelDatabase:
+def build_database(
+    config: StudyConfig | None = None, *, progress: Progress | None = None, **settings: Any
+) -> LevelDatabase:
     """The level database of a configuration; resumes, and does nothing twice.
+
+    Args:
+        config: everything at once; None takes `settings`.
+        progress: told what happens; None is silent.
+        settings: fields of `StudyConfig`, such as model, space, calibration and run.
 
     Raises:
         AutocompressError: any input is wrong.
     """
+    config = config or StudyConfig(**plain_settings(settings))
     session = open_session(config, progress or Silent())
     complete_database(session)
     return session.database
 
 
 def search(
-    budget: str | Sequence[str], *, progress: Progress | None = None, **settings: Any
+    budget: str | Budget | Sequence[str | Budget],
+    *,
+    progress: Progress | None = None,
+    **settings: Any,
 ) -> Result:
     """Find the best allocation within the budgets and write it as a packed model.
 
     Args:
-        budget: one limit or several, such as '3.5bits' or '90MB'.
+        budget: one limit or several, such as '3.5bits', '90MB' or '0.05KL'; of a `Budget`, its
+            text counts.
         progress: told what happens; None is silent.
         settings: fields of `StudyConfig`, such as model, space, calibration, seed and out; with a
-            `run` that an earlier search made, its settings are the defaults.
+            `run` that an earlier search made, its settings are the defaults. A `Target` as target
+            sets all that it says.
 
     Raises:
         AutocompressError: any input is wrong; the folder `out` is then untouched.
     """
-    budgets = (budget,) if isinstance(budget, str) else tuple(budget)
-    given = {"budgets": budgets, **_typed(settings)}
+    limits = [budget] if isinstance(budget, str | Budget) else budget
+    texts = tuple(it.text if isinstance(it, Budget) else it for it in limits)
+    given = {"budgets": texts, **plain_settings(settings)}
     return run_search(StudyConfig(**recalled(given)), progress)
 
 
@@ -86,18 +99,8 @@ def search_front(
     Raises:
         AutocompressError: any input is wrong; the folder `out` is then untouched.
     """
-    given = {"pareto": pareto, "points": points, **_typed(settings)}
+    given = {"pareto": pareto, "points": points, **plain_settings(settings)}
     return run_front(StudyConfig(**recalled(given)), progress)
-
-
-def _typed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings, of which texts and paths are taken either way, whatever the field's type."""
-    return {
-        name: (Path(value) if name in ("out", "run") else str(value))
-        if isinstance(value, str | Path)
-        else value
-        for name, value in settings.items()
-    }
 
 
 def run_search(config: StudyConfig, progress: Progress | None = None) -> Result:

@@ -70,10 +70,14 @@ def profile(
         facts = _import(config, import_)
         typer.echo(json.dumps(facts, indent=1) if as_json else f"imported into {facts['path']}")
     else:
-        _show(*_price(config, again), export, as_json)
+        from autocompress.profiling import profile as measure
+        from autocompress.progress import terminal_progress
+
+        latency = measure(config, again=again, progress=terminal_progress())
+        _show(latency, export, as_json)
 
 
-def _show(latency: Latency, layers: int, export: Path | None, as_json: bool) -> None:
+def _show(latency: Latency, export: Path | None, as_json: bool) -> None:
     """Print prices, and export their store."""
     from autocompress.errors import LatencyError
     from autocompress.show import latency_table
@@ -87,27 +91,7 @@ def _show(latency: Latency, layers: int, export: Path | None, as_json: bool) -> 
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
     else:
-        latency_table(facts, layers)
-
-
-def _price(config: StudyConfig, again: bool) -> tuple[Latency, int]:
-    """A model's space at a target, and its number of layers."""
-    from autocompress.config import DEFAULT_SPACE
-    from autocompress.latency_setup import price
-    from autocompress.machine import compute_dtype
-    from autocompress.models import load_model
-    from autocompress.progress import terminal_progress
-    from autocompress.spaces import build_space, load_space
-    from autocompress.structure import layers_for
-    from autocompress.targets import find_target
-
-    progress = terminal_progress()
-    find_target(config.target)
-    chosen = load_space(config.space or DEFAULT_SPACE)
-    progress.say(f"loading {config.model or 'the default model'}")
-    loaded = load_model(config.model, compute_dtype(config.dtype))
-    space = build_space(chosen, layers_for(loaded.model, chosen), config.parsed_pins())
-    return price(loaded, space, config.parsed_target(), progress, again=again), len(space.layers)
+        latency_table(facts, len(latency.table.entries))
 
 
 def _import(config: StudyConfig, path: Path) -> dict[str, Any]:

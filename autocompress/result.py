@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,26 @@ class Result:
         from autocompress.exporters.native import load
 
         return load(self.path)
+
+    def export(self, out: str | Path, format: str | None = None, **settings: Any) -> dict[str, Any]:
+        """Write the model in another format, read it back and compare; see `autocompress.export`.
+
+        Args:
+            out: new folder.
+            format: name in `exporters`, such as 'compressed-tensors' or 'gguf'; None is that of
+                the runtime which was searched for.
+            settings: of `autocompress.export`.
+
+        Returns:
+            The content of the export's `autocompress.json`.
+
+        Raises:
+            AutocompressError: the format cannot hold these levels, or the disk refused.
+        """
+        # By name: exports stand above this module, which only a script may jump over.
+        write = import_module("autocompress.exporting").export
+        facts: dict[str, Any] = write(self.path, out, format=format, **settings)
+        return facts
 
 
 @dataclass(frozen=True)

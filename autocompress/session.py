@@ -91,6 +91,17 @@ class Session:
         }
 
 
+def model_space(name: str, model: str | None) -> SearchSpace:
+    """The search space of a name or a TOML file over a model's layers.
+
+    Raises:
+        AutocompressError: no such space or model, or they do not fit.
+    """
+    chosen = load_space(name)
+    loaded = load_model(model, compute_dtype("auto"))
+    return build_space(chosen, layers_for(loaded.model, chosen))
+
+
 def open_session(config: StudyConfig, progress: Progress, plan: BuildPlan | None = None) -> Session:
     """Load the model, find its layers, split the text, open the database; nothing is computed.
 

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "autocompress"
 TIERS = (
     ("errors",),
     ("levels", "files", "jsonl", "tables"),
-    ("predictions", "layers"),
+    ("predictions", "layers", "scores"),
     ("core",),
     (
         *(
@@ -98,7 +98,7 @@ TIERS = (
     ("latency_search",),
     ("opening",),
     ("finalists", "manifest", "writing", "front_search", "front_writing", "quality_search"),
-    ("pipeline", "points", "doctor", "exporting", "planning"),
+    ("pipeline", "points", "doctor", "exporting", "planning", "profiling"),
     ("show", "run_commands", "profile_command", "eval_command", "export_commands"),
     ("dashboard", "dashboard_plots"),
     ("front_commands",),
@@ -113,7 +113,7 @@ SEES_TORCH = {
     *("manifest", "sampling", "text", "generation", "benchmark", "run_commands"),
     *("runtime_facts", "lean", "backends", "prefix", "gradients", "linearization", "estimates"),
     *("finalists", "parts", "verification", "exporting", "export_commands", "card"),
-    *("outlier_scores", "planning", "comparison", "eval_command", "quality_search"),
+    *("outlier_scores", "planning", "comparison", "eval_command", "quality_search", "profiling"),
     *("foreign_scoring", "doctor", "loading", "removal", "structure", "packing"),
     *("opening", "writing", "front_search", "front_writing", "points"),
 }

@@ -95,6 +95,12 @@ def module_levels(level: Level, modules: Sequence[str], roles: Sequence[Role]) -
 def parse_level(key: str) -> Level:
     """The level named by `key`.
 
+    >>> level = parse_level("w3g64")
+    >>> level.storage_bits((64, 64)) / (64 * 64)  # 3 bits, a scale and a zero for each 64 weights
+    3.296875
+    >>> str(parse_level("2:4+w4g64"))
+    '2:4+w4g64'
+
     Raises:
         LevelError: no registered level understands `key`.
     """

@@ -82,12 +82,13 @@ class Solver:
         Settings that quantized levels do not have count only where they were changed: a database
         of those alone stays the same database.
         """
-        plain = Solver()
-        return {
+        plain, own = Solver(), own_operators()
+        found = {
             name: value
             for name, value in asdict(self).items()
             if name not in LATER or value != getattr(plain, name)
         }
+        return {**found, "operators": own} if own else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +134,33 @@ OPERATORS: dict[type, Operator] = {}
 
 
 def operator(level_type: type) -> Callable[[Operator], Operator]:
-    """Register the operator of a level family."""
+    """Register the operator of a level family; yours takes the place of the one that ships.
+
+    A database that it fills names it, so that levels of two operators are never mixed.
+
+    Args:
+        level_type: such as `autocompress.levels.Quantize`.
+    """
 
     def register(function: Operator) -> Operator:
-        OPERATORS[level_type] = function
+        if level_type not in OPERATORS or not _ships(function):  # those that ship come last
+            OPERATORS[level_type] = function
         return function
 
     return register
+
+
+def _ships(function: Operator) -> bool:
+    return function.__module__.startswith(f"{__name__}.")
+
+
+def own_operators() -> dict[str, str]:
+    """Level family -> operator, of those that a script registered."""
+    return {
+        family.__name__: f"{function.__module__}.{function.__qualname__}"
+        for family, function in OPERATORS.items()
+        if not _ships(function)
+    }
 
 
 def solve(

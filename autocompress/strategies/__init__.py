@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from autocompress.core import Strategy
 from autocompress.errors import ConfigError
@@ -13,6 +14,8 @@ from autocompress.tables import did_you_mean
 if TYPE_CHECKING:
     from autocompress.config import StudyConfig
     from autocompress.effort import Plan
+
+Made = TypeVar("Made")
 
 # name -> module and class, imported when asked for
 STRATEGIES = {
@@ -30,6 +33,20 @@ STRATEGIES = {
     "surrogate": ("autocompress.strategies.surrogate", "SurrogateSearch"),
     "uniform": ("autocompress.strategies.uniform", "Uniform"),
 }
+
+
+def register_strategy(name: str) -> Callable[[type[Made]], type[Made]]:
+    """Make a dataclass the strategy `name`: `autocompress.search(..., strategy=name)` finds it.
+
+    Its fields are settings with defaults; `spending`, `sensitivity_tokens`, `generations` and
+    `offspring` are filled from the configuration where it has them.
+    """
+
+    def register(family: type[Made]) -> type[Made]:
+        STRATEGIES[name] = family.__module__, family.__qualname__
+        return family
+
+    return register
 
 
 def find_strategy(name: str) -> type[Strategy]:
