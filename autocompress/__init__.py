@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from autocompress.pipeline import build_database, search, search_front
     from autocompress.profiling import profile
     from autocompress.result import FrontResult, Result
+    from autocompress.runs import Front, Run, open_run
     from autocompress.scoring import evaluate
     from autocompress.strategies import register_strategy
-    from autocompress.study import Study
     from autocompress.targets import Target, register_target
 
 __version__ = "0.1.0"
@@ -44,12 +44,13 @@ __all__ = [
     "AutocompressError",
     "Budget",
     "CostTable",
+    "Front",
     "FrontResult",
     "Level",
     "Problem",
     "Result",
+    "Run",
     "SearchSpace",
-    "Study",
     "StudyConfig",
     "Target",
     "Trial",
@@ -57,6 +58,7 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "open_run",
     "operator",
     "parse_budget",
     "parse_level",
@@ -72,12 +74,13 @@ _HOMES = {
     "AutocompressError": "autocompress.errors",
     "Budget": "autocompress.core",
     "CostTable": "autocompress.core",
+    "Front": "autocompress.runs",
     "FrontResult": "autocompress.result",
     "Level": "autocompress.levels",
     "Problem": "autocompress.core",
     "Result": "autocompress.result",
+    "Run": "autocompress.runs",
     "SearchSpace": "autocompress.core",
-    "Study": "autocompress.study",
     "StudyConfig": "autocompress.config",
     "Target": "autocompress.targets",
     "Trial": "autocompress.core",
@@ -85,6 +88,7 @@ _HOMES = {
     "evaluate": "autocompress.scoring",
     "export": "autocompress.exporting",
     "load": "autocompress.exporters.native",
+    "open_run": "autocompress.runs",
     "operator": "autocompress.operators",
     "parse_budget": "autocompress.cost",
     "parse_level": "autocompress.levels",

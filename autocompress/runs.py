@@ -45,6 +45,18 @@ class Run:
         known = ", ".join(table.name for table in self.costs)
         raise BudgetError(f"--cost must be one of {known}, which '{self.path}' has. Got '{name}'.")
 
+    def front(self, cost: str = "bits") -> Front:
+        """The trials on validation windows that no other beats in both loss and cost.
+
+        Args:
+            cost: name of a cost table, such as 'bits', 'bytes' or 'latency'.
+
+        Raises:
+            BudgetError: the run has no such cost.
+            StudyError: no search of the run has come to its validation windows.
+        """
+        return front_of(self, cost)
+
     def validated(self) -> list[Trial]:
         """Trials on all validation windows, by number: those whose losses a front compares."""
         found = [

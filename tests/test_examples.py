@@ -157,6 +157,13 @@ def test_build_database_takes_settings(tiny_folder: Path, tmp_path: Path) -> Non
     assert len(database.entries) == 21
 
 
+def test_a_runs_front(tiny_folder: Path) -> None:
+    front = autocompress.open_run(finished(tiny_folder)).front()
+    assert front.cost == "bits" and front.point(1) == front.trials[0]
+    losses = [trial.loss for trial in front.trials]
+    assert losses == sorted(losses, reverse=True) and list(front.costs) == sorted(front.costs)
+
+
 def test_a_result_is_exported(tiny_folder: Path, tmp_path: Path) -> None:
     path = finished(tiny_folder)
     result = autocompress.Result(path, {}, autocompress.Allocation(()))
