@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -79,7 +80,10 @@ def _read_layer(row: Mapping[str, Any]) -> Layer:
 
 
 def _table(table: CostTable) -> dict[str, Any]:
-    entries = [{str(level): cost for level, cost in row.items()} for row in table.entries]
+    entries = [
+        {str(level): cost if math.isfinite(cost) else None for level, cost in row.items()}
+        for row in table.entries
+    ]
     return {"name": table.name, "unit": table.unit, "base": table.base, "entries": entries}
 
 
@@ -154,7 +158,10 @@ def recorded_costs(record: Record) -> tuple[CostTable, ...]:
                 table["name"],
                 table["unit"],
                 table["base"],
-                tuple({parse_level(k): v for k, v in row.items()} for row in table["entries"]),
+                tuple(
+                    {parse_level(k): math.inf if v is None else v for k, v in row.items()}
+                    for row in table["entries"]
+                ),
             )
             for table in record["costs"]
         )
