@@ -215,7 +215,7 @@ def address(searched: Path) -> Any:
 
 def test_the_dashboard_serves_objectives_plots_and_note(address: str, tmp_path: Path) -> None:
     study = json.load(urllib.request.urlopen(f"{address}/api/studies/0"))
-    assert study["metric_names"] == ["loss (KL, nats/token)", "effective bits", "bytes"]
+    assert study["objective_names"] == ["loss (KL, nats/token)", "effective bits", "bytes"]
     assert len(study["trials"]) > 8 and "Hypervolume" in study["note"]["body"]
     plots = {plot["id"]: plot["graph_object"] for plot in study["plotly_graph_objects"]}
     assert set(plots) == {"front", "allocations", "losses"}

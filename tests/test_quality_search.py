@@ -11,8 +11,7 @@ from runs import BUDGET, command, copied_run, write_config
 import autocompress
 from autocompress.core import Budget
 from autocompress.errors import ConfigError
-from autocompress.quality_search import split_goal
-from autocompress.smallest import Goal
+from autocompress.smallest import Goal, split_goal
 
 TOKENS = {"calibrate": 1024, "search": 512, "validate": 256, "test": 256}
 LIMIT = 0.03
