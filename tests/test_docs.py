@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,3 +27,9 @@ def test_the_documentation_builds_strictly_and_names_everything(tmp_path: Path) 
         assert f'id="{home}.{name}"' in pages, f"'{name}' must be on a page of docs/api"
 
     assert "HillClimbing" in pages, "examples are shown"
+
+
+def test_links_of_pages_lead_to_files() -> None:
+    for page in (ROOT / "docs").rglob("*.md"):
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
