@@ -56,16 +56,15 @@ class GgufExporter:
         check_architecture(source)
         with tempfile.TemporaryDirectory(dir=out, prefix=".gguf-") as folder:
             base = write_base(source, source.scope, Path(folder))
-            tensors = write_file(source, base, out / FILE)
-            frame = base.stat().st_size - sum(array.nbytes for _, array in read_tensors(base))
-        return {"files": [FILE], "runtime": chosen.name, "bytes": frame + tensors}
+            promised = write_file(source, base, out / FILE)
+        return {"files": [FILE], "runtime": chosen.name, "bytes": promised}
 
 
 EXPORTER = GgufExporter()
 
 
 def write_file(source: Source, base: Path, path: Path) -> int:
-    """Write the file; returns the bytes of its tensors with their alignment, at most.
+    """Write the file; returns its bytes at most: tensors with their alignment, and the frame.
 
     Raises:
         SpaceError: modules that the file holds as one tensor are at several levels.
@@ -79,17 +78,18 @@ def write_file(source: Source, base: Path, path: Path) -> int:
     writer = GGUFWriter(draft, arch)
     _copy_metadata(reader, writer, source)
     widths = [source.shape(name)[1] for name in source.scope]
-    plans = {name: rows_of(array, widths) for name, array in read_tensors(base)}
-    total = 0
+    arrays = dict(read_tensors(reader))
+    plans = {name: rows_of(array, widths) for name, array in arrays.items()}
+    total = base.stat().st_size - sum(array.nbytes for array in arrays.values())
     with disk_errors(path.parent):
-        for name, array in read_tensors(base):
+        for name, array in arrays.items():
             data, kind = _tensor(source, array, plans[name])
             writer.add_tensor_info(name, _shape(array, data), data.dtype, data.nbytes, kind)
             total += data.nbytes + writer.data_alignment
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for name, array in read_tensors(base):
+        for name, array in arrays.items():
             writer.write_tensor_data(_tensor(source, array, plans[name])[0])
         writer.close()
         draft.replace(path)

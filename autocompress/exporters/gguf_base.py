@@ -160,10 +160,8 @@ def rows_of(tensor: Array, widths: Sequence[int]) -> Rows | None:
     return found
 
 
-def read_tensors(path: Path) -> Iterator[tuple[str, Array]]:
-    """Name and values, (..., in), float32, of every tensor of a converted file."""
-    from gguf import GGUFReader
-
-    for tensor in GGUFReader(path).tensors:
+def read_tensors(reader: Any) -> Iterator[tuple[str, Array]]:  # of a gguf.GGUFReader
+    """Name and values, (..., in), float32, of every tensor of a converted file, not yet read."""
+    for tensor in reader.tensors:
         shape = tuple(int(size) for size in reversed(tensor.shape))
         yield tensor.name, np.asarray(tensor.data).reshape(shape)

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from autocompress.database import LevelDatabase
 from autocompress.exporters.gguf import write_file
-from autocompress.exporters.gguf_base import read_tensors, rows_of, write_base
+from autocompress.exporters.gguf_base import Rows, read_tensors, rows_of, write_base
 from autocompress.exporters.source import Source
 from autocompress.levels import Dense, Level, parse_level
 from autocompress.packed import Packed
@@ -55,10 +55,8 @@ def draw(rng: np.random.Generator, source: Source, database: LevelDatabase) -> d
     }
 
 
-def check(source: Source, base: Path, path: Path) -> tuple[int, int]:
+def check(source: Source, plans: dict[str, Rows | None], path: Path) -> tuple[int, int]:
     """Tensors in scope that differ from the levels' weights, and bytes beyond the cost table."""
-    widths = [source.shape(name)[1] for name in source.scope]
-    plans = {name: rows_of(array, widths) for name, array in read_tensors(base)}
     tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
     different, stored = 0, 0
     for name, plan in plans.items():
@@ -102,12 +100,14 @@ def main() -> None:
     different, beyond, largest, sizes = 0, 0, 0.0, []
     with tempfile.TemporaryDirectory() as folder:
         base, path = write_base(result, result.scope, Path(folder)), Path(folder) / "model.gguf"
+        widths = [result.shape(name)[1] for name in result.scope]
+        plans = {n: rows_of(array, widths) for n, array in read_tensors(GGUFReader(base))}
         for number in range(given.count):
             levels = draw(rng, result, database)
             packed = {name: level for name, level in levels.items() if not isinstance(level, Dense)}
             drawn = Drawn(**{**vars_of(result), "levels": packed}, database=database)
             write_file(drawn, base, path)
-            wrong, more = check(drawn, base, path)
+            wrong, more = check(drawn, plans, path)
             different, beyond = different + wrong, beyond + (more != 0)
             sizes.append(path.stat().st_size)
             if number % READ_EVERY == 0:
