@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from autocompress.core import CostTable, Layer, SearchSpace
 from autocompress.latency import Dropped
@@ -56,7 +55,9 @@ def _figures(
     return (*(table.entries[index][level] for table in costs), *errors)
 
 
-def _dominator(at: int, allowed: Sequence[Level], figures: dict[Level, tuple[float, ...]]) -> Any:
+def _dominator(
+    at: int, allowed: Sequence[Level], figures: dict[Level, tuple[float, ...]]
+) -> Level | None:
     """The best of the levels that are nowhere worse than the one at `at`; None where there is none.
 
     It is itself dominated by no other, so it stays.
