@@ -111,7 +111,8 @@ class StudyConfig:
     @property
     def full_tokens(self) -> int:
         """Tokens that a search may spend which begins with nothing."""
-        return effort_tokens(self.effort) if self.spend is None else self.spend
+        named = effort_tokens(self.effort)  # must exist, used or not
+        return named if self.spend is None else self.spend
 
     def prefix_level(self) -> Level:
         """`prefix` as a level."""

@@ -57,10 +57,12 @@ def write_manifest(out: Path, facts: dict[str, Any]) -> None:
 
 def is_result(folder: Path) -> bool:
     """Whether a folder is, or means to be, a result of a search: not an export, not of others."""
+    if not (folder / MANIFEST).exists():
+        return not (folder / "config.json").exists() and only_gguf(folder) is None
     try:
         facts = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
-        return not (folder / "config.json").exists() and only_gguf(folder) is None
+        return True  # a damaged one
     return not (isinstance(facts, dict) and "export" in facts)
 
 

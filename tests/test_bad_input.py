@@ -589,8 +589,8 @@ def test_a_disk_that_fills_up_at_any_file_of_the_export(
 
 
 @pytest.mark.parametrize("name", ["inspect", "eval"])
-def test_a_folder_that_is_no_result(tmp_path: Path, tiny_folder: Path, name: str) -> None:
-    for folder in (tmp_path, tmp_path / "nothing", tiny_folder):
+def test_a_folder_that_is_no_result(tmp_path: Path, name: str) -> None:
+    for folder in (tmp_path, tmp_path / "nothing"):
         assert_refused(command(name, folder), "autocompress.json", str(folder))
 
 

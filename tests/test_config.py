@@ -27,6 +27,10 @@ seed = 7
 strategy = "evolution"
 effort = "thorough"
 spend = 50000
+warm = 100000
+minimize = "latency"
+pareto = "ms=5..9"
+points = 3
 sensitivity_tokens = 1024
 generations = 0
 offspring = 4
@@ -68,6 +72,10 @@ def test_file_sets_every_field(tmp_path: Path) -> None:
         strategy="evolution",
         effort="thorough",
         spend=50_000,
+        warm=100_000,
+        minimize="latency",
+        pareto="ms=5..9",
+        points=3,
         sensitivity_tokens=1024,
         generations=0,
         offspring=4,

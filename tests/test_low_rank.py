@@ -147,7 +147,7 @@ def with_spikes():
 def test_outliers_are_the_weights_that_spoil_their_groups():
     weight, places = with_spikes()
     level = parse_level("o0.5%+w3g64")  # 25 of 5120
-    plan = choose_outliers(Plan(level, weight), None, search=True)
+    plan = choose_outliers(Plan(level, weight), None, Solver())
     assert int(plan.exact.sum()) == 25
     assert plan.exact.view(-1)[places].all()
 

@@ -16,7 +16,7 @@ from autocompress.report.facts import layer_grid, results_table
 from autocompress.report.plots import Axes, alike, front_plots, groups, progress_plot, ticks
 from autocompress.report.verdict import verdict
 
-VOID = {"meta", "wbr", "path", "br"}
+VOID = {"meta", "wbr", "br"}
 HOSTILE = "<script>alert(1)</script>\"'&|`*[x](http://evil.example)\n# pwned"
 
 

@@ -61,7 +61,7 @@ def test_a_strategy_that_spends_no_tokens_refuses_them():
 def test_an_unknown_name_lists_the_known_and_the_nearest():
     with pytest.raises(
         ConfigError,
-        match=r"auto, bayesian, evolution, .*, uniform\. .*mean 'evolution'",
+        match=r"auto, bayesian, ends, evolution, .*, uniform\. .*mean 'evolution'",
     ):
         find_strategy("evolutoin")
 
@@ -156,6 +156,20 @@ def test_levels_rank_by_cost_and_not_by_their_place():
     six, two, five = shuffled
     assert mutate.up[0] == {two: five, five: six}
     assert mutate.limits[0][2][0] == {six: five, five: two}
+
+
+def test_lowering_gives_up_where_two_budgets_want_opposite_levels():
+    """What lowers the bits raises the time, of every layer; taking turns would never end."""
+    space = toy_space(1, keys=("w2g64", "w4g64"))
+    table, size = size_tables(space, 0)
+    slow = tuple({level: -float(cost) for level, cost in row.items()} for row in table.entries)
+    time = replace(table, name="latency", unit="ms", base=0.0, entries=slow)
+    low, high = (table.total(space.uniform(level)) for level in space.levels[0])
+    middle = (low + high) / 2 - 1
+    budgets = [Budget("bits", middle, "x"), Budget("latency", -middle - 2, "x")]
+    switch = LevelSwitch.of(toy_problem(space, budgets, (table, size, time)))
+    above = space.uniform(space.levels[0][1])
+    assert switch.lowered(above, np.random.default_rng(0)) is None
 
 
 def test_a_raise_uses_slack_and_otherwise_pays_by_lowering():

@@ -81,20 +81,23 @@ class LevelSwitch:
         return Allocation(tuple(levels))
 
     def lowered(self, above: Allocation, rng: np.random.Generator) -> Allocation | None:
-        """`above` with layers lowered by chance until every budget is met; None when none can."""
+        """`above` with layers lowered by chance until every budget is met; None if that fails."""
         levels = list(above.levels)
-        while (broken := self._broken(levels)) is not None:
+        for _ in range(self._steps()):
+            broken = self._broken(levels)
+            if broken is None:
+                return Allocation(tuple(levels))
             *_, down = broken
             lowerable = [layer for layer, level in enumerate(levels) if level in down[layer]]
             if not lowerable:
                 return None
             layer = pick(lowerable, rng)
             levels[layer] = down[layer][levels[layer]]
-        return Allocation(tuple(levels))
+        return None
 
     def _repair(self, levels: list[Level], raised: set[int], rng: np.random.Generator) -> bool:
         """Lower layers that were not raised until every budget is met; False when none can."""
-        for _ in range(1 + sum(len(ladder) for *_, down in self.limits for ladder in down)):
+        for _ in range(self._steps()):
             broken = self._broken(levels)
             if broken is None:
                 return True
@@ -108,7 +111,11 @@ class LevelSwitch:
                 return False
             layer = pick(_lowering(freed, excess, rng), rng)
             levels[layer] = down[layer][levels[layer]]
-        return False  # the repair of one budget breaks another, in turns
+        return False
+
+    def _steps(self) -> int:
+        """Layers to lower before giving up: what helps one budget may break another, in turns."""
+        return 1 + sum(len(ladder) for *_, down in self.limits for ladder in down)
 
     def _broken(self, levels: list[Level]) -> tuple[float, CostTable, tuple[Ladder, ...]] | None:
         """The first budget that is not met: by how much, its table and the ways down."""
