@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,11 @@ def address(searched: Path) -> Any:
 
 
 def test_the_dashboard_serves_objectives_plots_and_note(address: str, tmp_path: Path) -> None:
-    study = json.load(urllib.request.urlopen(f"{address}/api/studies/0"))
+    for _ in range(120):  # plots and note are drawn beside the first answers
+        study = json.load(urllib.request.urlopen(f"{address}/api/studies/0"))
+        if study["note"]["body"]:
+            break
+        time.sleep(0.5)
     assert study["objective_names"] == ["loss (KL, nats/token)", "effective bits", "bytes"]
     assert len(study["trials"]) > 8 and "Hypervolume" in study["note"]["body"]
     plots = {plot["id"]: plot["graph_object"] for plot in study["plotly_graph_objects"]}
