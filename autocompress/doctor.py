@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from autocompress.errors import LevelError, ModelError
 from autocompress.folders import Folder, Module, read_folder
 from autocompress.gguf_files import check_loadable, only_gguf, read_gguf
 from autocompress.levels import Dense, Level, Quantize, parse_level
+from autocompress.machine import installed
 from autocompress.runtimes import Runtime, find_runtime
 from autocompress.runtimes.compressed_tensors import CompressedTensors
 from autocompress.runtimes.rules import part_of, tied_groups
@@ -109,13 +109,13 @@ def _modules(folder: Folder, runtime: str) -> Iterator[Finding]:
         levels[module.name] = level
         shape = (module.shape[0], module.shape[1])
         part = part_of(module.name, _parts(folder, module.name))
-        reason = preset.refuses(_as_seen(level, runtime, module), shape, part)
+        reason = preset.refuses(_as_seen(level, runtime), shape, part)
         if reason is not None and not (part == "experts" and isinstance(level, Dense)):
             yield Finding(module.name, f"{module.level}, {shape[0]} x {shape[1]}: {reason}")
     yield from _fused(preset, levels)
 
 
-def _as_seen(level: Level, runtime: str, module: Module) -> Level:
+def _as_seen(level: Level, runtime: str) -> Level:
     """A level as the runtime's own rules see it: vLLM takes zeros, which presets leave out."""
     if isinstance(level, Quantize) and "vllm" in runtime:
         return replace(level, symmetric=True)
@@ -176,14 +176,6 @@ def _versions(folder: Folder, runtime: str) -> Iterator[Finding]:
     if runtime == "vllm" and humming and isinstance(preset, CompressedTensors):
         what = f"{humming} bits need `pip install humming-kernels` and a GPU of SM75 or later"
         yield Finding("the machine with vLLM", what, fatal=False)
-
-
-def installed(package: str) -> str | None:
-    """The version of an installed package."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _older(have: str, needs: str) -> bool:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from autocompress.card import write_card
 from autocompress.errors import OutputError, SpaceError
 from autocompress.exporters import find_exporter
-from autocompress.exporters.native import MANIFEST
-from autocompress.exporters.source import MARK, Source
+from autocompress.exporters.source import Source
 from autocompress.files import sha256, write_json
+from autocompress.folders import MANIFEST, MARK
+from autocompress.machine import installed
 from autocompress.progress import Progress, Silent
 from autocompress.runtimes import Runtime, find_runtime
 from autocompress.verification import verify
@@ -75,16 +75,19 @@ def export(
         )
     write_card(facts, out)
     write_json(out / MANIFEST, facts)
-    if facts["verification"] and not facts["verification"]["passed"]:
-        raise OutputError(
-            f"'{out}' must be what was searched. Got, read back: "
-            f"{'; '.join(facts['verification']['problems'])}. Its files are kept; "
-            f"{MANIFEST} marks them as failed. Do not publish it."
-        )
+    _refuse_failed(facts["verification"], out)
     if push_to_hub is not None:
         shown.say(f"uploading to {push_to_hub}")
         publish(out, push_to_hub)
     return facts
+
+
+def _refuse_failed(found: dict[str, Any] | None, out: Path) -> None:
+    if found and not found["passed"]:
+        raise OutputError(
+            f"'{out}' must be what was searched. Got, read back: {'; '.join(found['problems'])}. "
+            f"Its files are kept; {MANIFEST} marks them as failed. Do not publish it."
+        )
 
 
 def _check_export(source: Source, format: str, repository: str | None, check: bool) -> None:
@@ -198,15 +201,8 @@ def _facts(source: Source, name: str, written: dict[str, Any], out: Path) -> dic
         "export": {"format": name, "from": str(source.folder.resolve()), **written},
         "file_bytes": sum((out / file).stat().st_size for file in files),
         "sha256": {file: sha256(out / file) for file in files},
-        "versions": {package: _version(package) for package in PACKAGES if _version(package)},
+        "versions": {package: installed(package) for package in PACKAGES if installed(package)},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _verified(

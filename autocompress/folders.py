@@ -12,7 +12,8 @@ from typing import Any
 
 from autocompress.errors import ModelError
 
-MARK, MANIFEST = ".autocompress", "autocompress.json"
+MANIFEST = "autocompress.json"  # of results and exports
+MARK = ".autocompress"  # a folder with it and without a manifest is half-written
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 WIDTH = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # bytes; others 1
 CODES = (".weight_packed", ".weight_scale", ".weight_shape", ".weight_zero_point")

@@ -10,7 +10,7 @@ import torch
 
 from autocompress.comparison import compare
 from autocompress.errors import CalibrationError, ModelError
-from autocompress.gguf_files import MANIFEST
+from autocompress.folders import MANIFEST
 from autocompress.loading import load_any
 from autocompress.models import load_model
 from autocompress.progress import Progress, Silent

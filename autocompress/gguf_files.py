@@ -8,7 +8,6 @@ from typing import Any
 
 from autocompress.errors import ModelError
 
-MANIFEST = "autocompress.json"  # of results and exports
 MAGIC = b"GGUF"
 SHOWN = 200  # characters of a metadata value; a tokenizer's tokens are counted, not shown
 
@@ -19,11 +18,6 @@ def only_gguf(path: Path) -> Path | None:
         return path if path.suffix == ".gguf" else None
     found = sorted(path.glob("*.gguf")) if path.is_dir() else []
     return found[0] if len(found) == 1 else None
-
-
-def foreign_gguf(path: Path) -> Path | None:
-    """The same, but for folders that we wrote: their manifest says more."""
-    return None if path.is_dir() and (path / MANIFEST).exists() else only_gguf(path)
 
 
 def read_gguf(path: Path) -> Any:  # gguf.GGUFReader

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from autocompress.errors import ModelError, OutputError
+from autocompress.exporters.adapter import FOLDER as ADAPTER
 from autocompress.exporters.dense import EXPORTER
 from autocompress.exporters.native import load, silence
 from autocompress.exporters.source import Source
@@ -15,8 +16,6 @@ from autocompress.files import disk_errors
 from autocompress.folders import read_folder
 from autocompress.gguf_files import check_loadable, only_gguf
 from autocompress.integration import METHOD
-
-ADAPTER = "adapter"  # folder of an exported adapter
 
 
 def load_any(path: Path, dtype: torch.dtype) -> tuple[Any, Any, str]:

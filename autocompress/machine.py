@@ -55,6 +55,14 @@ def describe_machine(dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+def installed(package: str) -> str | None:
+    """The version of an installed package; None where there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _cpu_name() -> str:
     return _cpu_info().get("model name") or platform.processor() or platform.machine()
 

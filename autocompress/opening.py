@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.config import StudyConfig
-from autocompress.core import Budget, CostTable, Problem
+from autocompress.core import Budget, CostTable, Problem, SearchSpace
 from autocompress.cost import check_budgets, parse_budget
 from autocompress.estimates import linearize, sensitivities
 from autocompress.evaluator import Evaluator
@@ -66,34 +66,57 @@ def open_search(config: StudyConfig, progress: Progress) -> Iterator[Opened]:
     session, stop = open_session(config, progress), Stop()
     limit = open_limit(session)
     (goal, budgets), costs = _budgets(session, limit), _costs(session, limit)
-    evaluator = Evaluator(
-        session.loaded.model,
-        session.space,
-        session.database,
-        session.windows,
-        config.run_folder,
-        session.progress,
-    )
+    evaluator = make_evaluator(session)
     recorded = predicted_costs(session, limit)
     with Study(
         config.run_folder, session.space, recorded, session.facts(), evaluator, pause=stop.check
     ) as study:
         mirror = _open_mirror(session, recorded)
         complete_database(session)
-        problem = Problem(
-            space=undominated(session, limited(limit, session.searched), costs),
-            costs=costs,
-            budgets=budgets,
-            evaluate=study.evaluate,
-            sensitivities=lambda tokens: sensitivities(session, evaluator, study, tokens),
-            linearize=lambda *at: linearize(session, evaluator, study, *at),
-            window=config.window,
-            tokens=int(session.windows.search.size),
-        )
+        space = undominated(session, limited(limit, session.searched), costs)
+        problem = make_problem(session, evaluator, study, space, costs, budgets)
         with session.clock("teacher"):
             evaluator.teacher("search")
         with stop.on_interrupt(progress.say):
             yield Opened(session, problem, study, mirror, evaluator, limit, goal, stop)
+
+
+def make_evaluator(session: Session) -> Evaluator:
+    """What scores allocations of a session's space."""
+    return Evaluator(
+        session.loaded.model,
+        session.space,
+        session.database,
+        session.windows,
+        session.config.run_folder,
+        session.progress,
+    )
+
+
+def make_problem(
+    session: Session,
+    evaluator: Evaluator,
+    study: Study,
+    space: SearchSpace,
+    costs: Sequence[CostTable],
+    budgets: Sequence[Budget],
+) -> Problem:
+    """What strategies see of a session: everything they ask is kept in its study and run folder.
+
+    Args:
+        space: what is searched, the session's or a part of it.
+        costs: over at least the levels of `space`.
+    """
+    return Problem(
+        space=space,
+        costs=tuple(costs),
+        budgets=tuple(budgets),
+        evaluate=study.evaluate,
+        sensitivities=lambda tokens: sensitivities(session, evaluator, study, tokens),
+        linearize=lambda *at: linearize(session, evaluator, study, *at),
+        window=session.config.window,
+        tokens=int(session.windows.search.size),
+    )
 
 
 def _costs(session: Session, limit: Limit | None) -> tuple[CostTable, ...]:

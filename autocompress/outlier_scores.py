@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from autocompress.core import SearchSpace
 from autocompress.errors import ConfigError
 from autocompress.models import weight_of
-from autocompress.strategies.ratios import block_of
+from autocompress.summary import block_of
 from autocompress.tracing import hidden_states
 
 
@@ -46,12 +46,12 @@ def outlier_shares(
     for layer in space.layers:
         for name in filter(energies.__contains__, layer.modules):
             weight = weight_of(model.get_submodule(name)).detach().float()
-            scores[block_of(layer.name)].append((weight.abs() * energies[name].sqrt()).flatten())
+            scores[block_of(layer)].append((weight.abs() * energies[name].sqrt()).flatten())
     shares = {}
     for block, parts in scores.items():
         every = torch.cat(parts)
         shares[block] = float((every > multiple * every.mean()).float().mean())
-    return tuple(shares.get(block_of(layer.name), 0.0) for layer in space.layers)
+    return tuple(shares.get(block_of(layer), 0.0) for layer in space.layers)
 
 
 @torch.inference_mode()

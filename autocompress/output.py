@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import ModelError, OutputError
-from autocompress.exporters.native import MANIFEST
 from autocompress.files import write_json
-from autocompress.folders import describe_folder
+from autocompress.folders import MANIFEST, MARK, describe_folder
 from autocompress.gguf_files import describe_gguf, only_gguf
 from autocompress.result import FRONT
-
-MARK = ".autocompress"  # written first: the folder is ours even before the manifest
 
 
 def check_output(out: Path) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from autocompress.calibration import calibration_windows
 from autocompress.comparison import Comparison, compare
 from autocompress.documents import SPLITS, SplitTokens, read_documents
 from autocompress.errors import CalibrationError, ModelError, StudyError
 from autocompress.exporters.native import load
-from autocompress.models import load_model
+from autocompress.models import LoadedModel, load_model
 from autocompress.output import read_manifest
 from autocompress.progress import Progress, Silent
 from autocompress.runtime import used_backends
@@ -69,12 +70,7 @@ def evaluate(
     packed, tokenizer = load(folder, activations=activations)
     windows, text = _windows(manifest, data, tokenizer, window, tokens)
     shown.say("loading the dense model")
-    dense = load_model(model or manifest["model"]["source"], packed.dtype)
-    if dense.fingerprint != manifest["model"]["fingerprint"]:
-        raise ModelError(
-            f"--model must be the dense model that '{folder}' was made from "
-            f"({manifest['model']['name']}). Got '{dense.name}', whose weights differ."
-        )
+    dense = _dense_model(model, manifest["model"], folder, packed.dtype)
     with shown.task("both models") as advance:
         found = compare(dense.model, packed, windows, advance)
     models = {"dense": dense.model, "packed": packed}
@@ -88,6 +84,23 @@ def evaluate(
     }
 
 
+def _dense_model(
+    model: str | None, recorded: Mapping[str, Any], folder: str | Path, dtype: torch.dtype
+) -> LoadedModel:
+    """The dense model of a result.
+
+    Raises:
+        ModelError: its weights are not those that were compressed.
+    """
+    dense = load_model(model or recorded["source"], dtype)
+    if dense.fingerprint != recorded["fingerprint"]:
+        raise ModelError(
+            f"--model must be the dense model that '{folder}' was made from "
+            f"({recorded['name']}). Got '{dense.name}', whose weights differ."
+        )
+    return dense
+
+
 def text_facts(found: Comparison, windows: np.ndarray, tokenizer: Any) -> dict[str, Any]:
     """Both models' figures on the windows, and how much text these are."""
     size = sum(map(len, predicted_text(windows, tokenizer)))
@@ -95,7 +108,6 @@ def text_facts(found: Comparison, windows: np.ndarray, tokenizer: Any) -> dict[s
     dense = dict.fromkeys((*distances, *(f"{it}_stderr" for it in distances)), 0.0)
     packed = {it: found.mean(it) for it in distances}
     packed |= {f"{it}_stderr": found.stderr(it) for it in distances}
-    dense["agreement"], packed["agreement"] = 1.0, found.mean("agreement")
     return {
         "window": int(windows.shape[1]),
         "tokens": int(windows.size),

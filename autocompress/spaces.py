@@ -267,7 +267,7 @@ def _read_pins(value: Any, where: str) -> tuple[Pin, ...]:
             raise SpaceError(
                 f"'{where}' must hold levels in quotes, "
                 f'"*.layers.0.*" = "dense". Got {pattern} = {key!r}. '
-                f" Quote the pattern: dots outside quotes start a new table."
+                "Quote the pattern: dots outside quotes start a new table."
             )
     return tuple((pattern, parse_level(key)) for pattern, key in value.items())
 

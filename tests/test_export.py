@@ -20,10 +20,11 @@ from transformers import AutoModelForCausalLM
 from autocompress.core import Allocation, SearchSpace
 from autocompress.errors import AutocompressError, ModelError, OutputError, SpaceError
 from autocompress.exporters import HOMES, find_exporter
-from autocompress.exporters.native import MANIFEST, save_native
-from autocompress.exporters.source import MARK, Source
+from autocompress.exporters.native import save_native
+from autocompress.exporters.source import Source
 from autocompress.exporting import export
 from autocompress.files import write_json
+from autocompress.folders import MANIFEST, MARK
 from autocompress.levels import Dense, parse_level
 from autocompress.models import find_layers
 from autocompress.parts import module_parts

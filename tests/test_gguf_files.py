@@ -9,7 +9,7 @@ import pytest
 from runs import command
 
 from autocompress.errors import ModelError
-from autocompress.gguf_files import check_loadable, describe_gguf, foreign_gguf
+from autocompress.gguf_files import check_loadable, describe_gguf
 
 
 def write_file(path, arch="llama", tensors=True):
@@ -61,14 +61,6 @@ def test_inspect_shows_them(stranger, as_folder):
     assert re.search(r"blk\.0\.ffn_down\.weight +│ Q8_0 +│ +8 x 64 │ +8\.5 │ +544", shown.out)
     assert "576 weights, 11.1111 bits per weight" in shown.out
     assert command("inspect", path, "--json").json()["types"]["Q8_0"]["bytes"] == 544
-
-
-def test_results_and_other_files_are_no_foreign_ggufs(stranger):
-    assert foreign_gguf(stranger.parent) == stranger
-    (stranger.parent / "autocompress.json").write_text("{}")
-    assert foreign_gguf(stranger.parent) is None
-    assert foreign_gguf(stranger.parent / "autocompress.json") is None
-    assert foreign_gguf(stranger.parent / "nothing") is None
 
 
 def damaged_magic(path):

@@ -16,10 +16,10 @@ from autocompress.strategies.ratios import (
     Arithmetic,
     OutlierWeighed,
     RandomRatios,
-    block_of,
     nearest,
 )
 from autocompress.strategies.uniform import nearest_uniform
+from autocompress.summary import block_of
 
 KEYS = ("s20", "s30", "s40", "s50", "s60", "s70", "s80", "s90", "dense")
 UGLY = {"a": (33, 57), "b": (7, 190), "c": (64, 65)}
@@ -39,8 +39,8 @@ def kept(problem, allocation):
     """Parameters kept, in percent of each block's."""
     table, found = problem.table("parameters"), {}
     for i, (layer, level) in enumerate(zip(problem.space.layers, allocation.levels, strict=True)):
-        have, of = found.get(block_of(layer.name), (0, 0))
-        found[block_of(layer.name)] = have + table.entries[i][level], of + layer.weights
+        have, of = found.get(block_of(layer), (0, 0))
+        found[block_of(layer)] = have + table.entries[i][level], of + layer.weights
     return [100 * have / of for have, of in found.values()]
 
 
@@ -116,7 +116,7 @@ def test_an_arithmetic_progression_over_depth():
 
 def test_owl_keeps_more_of_blocks_with_outliers():
     problem = problem_of("30%", blocks=3)
-    outliers = [{0: 0.02, 1: 0.01, 2: 0.05}[block_of(it.name)] for it in problem.space.layers]
+    outliers = [{0: 0.02, 1: 0.01, 2: 0.05}[block_of(it)] for it in problem.space.layers]
     [trial] = OutlierWeighed(outliers)(problem, np.random.default_rng(0))
     # By the paper's formula, scaled to a range of 2 lambda and moved to the mean:
     scaled = 0.16 * (np.array([0.02, 0.01, 0.05]) - 0.01) / 0.04

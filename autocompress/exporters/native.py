@@ -18,6 +18,7 @@ from autocompress.core import Allocation, SearchSpace
 from autocompress.database import LevelDatabase
 from autocompress.errors import ModelError
 from autocompress.files import disk_errors, write_atomically, write_json
+from autocompress.folders import MANIFEST
 from autocompress.integration import FORMAT, METHOD, WEIGHTS
 from autocompress.levels import Dense, Level, Quantize, Shape, Unread
 from autocompress.packed import tensor_shapes
@@ -25,7 +26,6 @@ from autocompress.removal import Removed, find_removed, kept_tensors
 from autocompress.runtime import ACTIVATIONS, configure
 from autocompress.runtime_facts import runtime_warning
 
-MANIFEST = "autocompress.json"
 STORAGE = torch.bfloat16  # of dense tensors
 
 

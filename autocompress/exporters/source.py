@@ -15,7 +15,8 @@ from torch import Tensor
 
 from autocompress.errors import ModelError
 from autocompress.experts import Expert, UnfusedExperts, unfuse_experts
-from autocompress.exporters.native import MANIFEST, check_weights
+from autocompress.exporters.native import check_weights
+from autocompress.folders import MANIFEST, MARK
 from autocompress.integration import FORMAT, METHOD, WEIGHTS
 from autocompress.levels import Dense, Joint, Level, Shape, parse_level
 from autocompress.models import is_tied, weight_of
@@ -23,8 +24,6 @@ from autocompress.packed import Packed, dense_weight, tensor_shapes
 from autocompress.packed.low_rank import low_rank_dense
 from autocompress.parts import module_parts
 from autocompress.runtimes.rules import part_of
-
-MARK = ".autocompress"  # a folder with it and without a manifest is half-written
 
 
 @dataclass

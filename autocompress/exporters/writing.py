@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from autocompress.exporters.native import MANIFEST
-from autocompress.exporters.source import MARK, Source
+from autocompress.exporters.source import Source
 from autocompress.files import disk_errors, write_json
+from autocompress.folders import MANIFEST, MARK
 from autocompress.integration import WEIGHTS
 
 # Not copied: the source's own, and what is written anew.

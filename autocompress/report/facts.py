@@ -188,17 +188,16 @@ def cost_table(facts: Facts) -> Table:
     for key in dict.fromkeys((*known, *tokens, *seconds)):
         pairs.append((key.capitalize(), tokens.get(key), seconds.get(key)))
     pairs.append(("Total", total_tokens, total_seconds or None))
-    rest = [("Recording", facts.get("recording")), ("Most memory held", facts.get("peak_bytes"))]
     rows = tuple(
         (name, number(count, 0), DASH if spent is None else duration(spent))
         for name, count, spent in pairs
         if (count, spent) != (None, None)
     )
-    (recording, seconds_of), (memory, held) = rest
-    if seconds_of is not None:
-        rows += ((f"{recording}, in the times above", DASH, duration(seconds_of)),)
+    recording, held = facts.get("recording"), facts.get("peak_bytes")
+    if recording is not None:
+        rows += (("Recording, in the times above", DASH, duration(recording)),)
     if held is not None:
-        rows += ((memory, DASH, size(held)),)
+        rows += (("Most memory held", DASH, size(held)),)
     return Table(
         "Tokens through the model, those of gradients three times, and wall time.",
         ("Step", "Tokens", "Time"),

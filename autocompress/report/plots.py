@@ -29,8 +29,7 @@ class Axes:
     """A frame with two scales; drawing adds to `parts`.
 
     Args:
-        width: of the picture, user units (one CSS pixel at full size).
-        height: of the picture, user units.
+        width, height: of the picture, user units (one CSS pixel at full size).
         x: data range, left to right.
         y: data range, bottom to top.
         log_y: logarithmic losses.

@@ -7,7 +7,6 @@ or takes at one layer, the next ones make up for, and the budgets hold exactly.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from autocompress.core import Allocation, CostTable, Problem, Trial
 from autocompress.cost import choose
 from autocompress.levels import Level
 from autocompress.strategies import check_setting
+from autocompress.summary import block_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,15 +102,9 @@ class RandomRatios:
             yield best
 
 
-def block_of(name: str) -> int | None:
-    """The block of a layer, by its name; None outside of blocks."""
-    found = re.search(r"\.(\d+)\.", name)
-    return int(found[1]) if found else None
-
-
 def _depths(problem: Problem) -> list[float]:
     """The block of every layer; layers outside of blocks stand in the middle."""
-    found = [block_of(layer.name) for layer in problem.space.layers]
+    found = [block_of(layer) for layer in problem.space.layers]
     numbers = [block for block in found if block is not None] or [0]
     middle = (min(numbers) + max(numbers)) / 2
     return [middle if block is None else float(block) for block in found]

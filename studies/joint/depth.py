@@ -21,13 +21,13 @@ import numpy as np
 from depth_rankings import RANKINGS, Unit
 
 from autocompress.config import StudyConfig
-from autocompress.core import Allocation, Fidelity, Problem
+from autocompress.core import Allocation, Fidelity
 from autocompress.cost import check_budgets, parse_budget
 from autocompress.documents import SplitTokens
-from autocompress.estimates import linearize, sensitivities
 from autocompress.evaluator import Evaluator
 from autocompress.files import write_json
 from autocompress.levels import Dense, Drop
+from autocompress.opening import make_evaluator, make_problem
 from autocompress.progress import Lines
 from autocompress.session import Session, complete_database, open_session
 from autocompress.strategies import find_strategy
@@ -52,15 +52,7 @@ def open_work(work: Path) -> tuple[Session, Evaluator]:
     )
     session = open_session(config, Lines())
     complete_database(session)
-    evaluator = Evaluator(
-        session.loaded.model,
-        session.space,
-        session.database,
-        session.windows,
-        config.run_folder,
-        session.progress,
-    )
-    return session, evaluator
+    return session, make_evaluator(session)
 
 
 def rank(work: Path, *names: str) -> None:
@@ -95,18 +87,7 @@ def search(work: Path, bits: float, seed: int, strategy: str = "auto") -> None:
     space, costs = session.space, session.costs
     budgets = check_budgets(space, costs, [parse_budget(f"{bits}bits", space)])
     with Study(config.run_folder, space, costs, session.facts(), evaluator) as study:
-        problem = metered(
-            Problem(
-                space=space,
-                costs=costs,
-                budgets=budgets,
-                evaluate=study.evaluate,
-                sensitivities=lambda tokens: sensitivities(session, evaluator, study, tokens),
-                linearize=lambda *at: linearize(session, evaluator, study, *at),
-                window=config.window,
-                tokens=int(session.windows.search.size),
-            )
-        )
+        problem = metered(make_problem(session, evaluator, study, space, costs, budgets))
         phases = {}
         run: Any = find_strategy(strategy)
         for found in run(spending=session.spending)(problem, np.random.default_rng(seed)):

@@ -17,10 +17,11 @@ from typing import Any
 from autocompress.config import StudyConfig
 from autocompress.core import Allocation, Fidelity, Problem, Score
 from autocompress.cost import check_budgets, parse_budget
-from autocompress.estimates import linearize, sensitivities
+from autocompress.estimates import sensitivities
 from autocompress.evaluator import Evaluator
 from autocompress.files import write_json
 from autocompress.levels import parse_level
+from autocompress.opening import make_evaluator, make_problem
 from autocompress.predictions import Estimate
 from autocompress.progress import Lines
 from autocompress.session import Session, complete_database, open_session
@@ -65,21 +66,8 @@ class Arena:
                     copyfile(own, common)
                 return found
 
-            yield (
-                metered(
-                    Problem(
-                        space=space,
-                        costs=costs,
-                        budgets=budgets,
-                        evaluate=study.evaluate,
-                        sensitivities=shared,
-                        linearize=lambda *at: linearize(session, self.evaluator, study, *at),
-                        window=config.window,
-                        tokens=int(session.windows.search.size),
-                    )
-                ),
-                study,
-            )
+            problem = make_problem(session, self.evaluator, study, space, costs, budgets)
+            yield metered(replace(problem, sensitivities=shared)), study
 
     def score(self, allocation: Allocation, split: str) -> Score:
         """The score on a whole split, kept where no search sees it."""
@@ -106,15 +94,7 @@ def open_arena(work: Path, **settings: Any) -> Arena:
     config = StudyConfig(**{**usual, **settings})
     session = open_session(config, Lines())
     complete_database(session)
-    evaluator = Evaluator(
-        session.loaded.model,
-        session.space,
-        session.database,
-        session.windows,
-        config.run_folder,
-        session.progress,
-    )
-    return Arena(session, evaluator, work)
+    return Arena(session, make_evaluator(session), work)
 
 
 def read_allocation(path: Path, arena: Arena) -> Allocation:
