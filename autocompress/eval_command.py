@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-Folder = Annotated[Path, typer.Argument(help="Result of a search, or any GGUF file.")]
+Folder = Annotated[Path, typer.Argument(help="Result of a search, any model folder or GGUF file.")]
 Data = Annotated[
     str | None, typer.Option(help="Any text; default the search's own text, its test windows.")
 ]
@@ -53,8 +53,14 @@ def evaluate(
     settings["progress"] = terminal_progress()
     gguf = only_gguf(folder)
     if gguf is not None or not is_result(folder):
+        from autocompress.errors import ConfigError
         from autocompress.foreign_scoring import evaluate_foreign
 
+        if task or task_folder is not None or limit is not None:
+            raise ConfigError(
+                f"--task, --task-folder and --limit must go with a result of a search. Got "
+                f"'{gguf or folder}', which is none. Leave them out."
+            )
         facts = evaluate_foreign(gguf or folder, data, **settings)
     else:
         from autocompress.scoring import evaluate as score

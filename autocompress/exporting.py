@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from autocompress.card import write_card
-from autocompress.errors import OutputError, SpaceError
+from autocompress.errors import OutputError
 from autocompress.exporters import find_exporter
 from autocompress.exporters.source import Source
 from autocompress.files import sha256, write_json
@@ -92,11 +93,8 @@ def _refuse_failed(found: dict[str, Any] | None, out: Path) -> None:
 
 def _check_export(source: Source, format: str, repository: str | None, check: bool) -> None:
     """Refuse dropped sublayers where a format has no word for them, and unchecked uploads."""
-    if source.removed and format != "native":
-        raise SpaceError(
-            f"every sublayer must be there in format '{format}'. Got a result without "
-            f"'{source.removed[0]}' ({len(source.removed)} in all). Export it as native."
-        )
+    if format != "native":
+        source.must_be_whole(format)
     if repository is not None and not check:
         raise OutputError(
             "what is published must be read back first. Got --push-to-hub with --no-check. "
@@ -171,25 +169,21 @@ def check_new(out: Path, overwrite: bool) -> None:
 def _write(
     exporter: Any, source: Source, runtime: Runtime | None, out: Path, shown: Progress
 ) -> dict[str, Any]:
-    """The exporter's files in a marked folder; a refusal leaves none that was not there."""
-    fresh = not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / MARK).touch()
-        for path in out.iterdir():  # of a former export: it no longer looks whole
-            if path.is_file() and path.name != MARK:
-                path.unlink()
-    except OSError as error:
-        raise OutputError(f"'{out}' must be writable. Got: {error}. Choose another.") from error
+    """The exporter's files in a marked folder; a refusal leaves what was there before."""
+    draft = out.with_name(f".{out.name}.draft")
     shown.say(f"writing {out}")
     try:
-        facts: dict[str, Any] = exporter.write(source, runtime, out)
-    except Exception:
-        if {path.name for path in out.iterdir()} == {MARK}:
-            (out / MARK).unlink()
-            if fresh:
-                out.rmdir()
-        raise
+        shutil.rmtree(draft, ignore_errors=True)  # of a run that was killed
+        draft.mkdir(parents=True)
+        (draft / MARK).touch()
+        facts: dict[str, Any] = exporter.write(source, runtime, draft)
+        if out.exists():
+            shutil.rmtree(out)
+        draft.replace(out)
+    except OSError as error:
+        raise OutputError(f"'{out}' must be writable. Got: {error}. Choose another.") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return facts
 
 

@@ -93,6 +93,7 @@ def dequantize(path: Path, out: Path) -> dict[str, Any]:
         raise OutputError(f"--out must be new or empty. Got '{out}', which exists. Choose another.")
     if only_gguf(path) is None and read_folder(path).method == METHOD:
         source = Source.open(path)
+        source.must_be_whole("dense")
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         EXPORTER.write(source, None, out)

@@ -208,8 +208,7 @@ def test_rows_that_end_inside_a_word_are_packed_apart(tmp_path, tiny_folder, bui
     assert torch.equal(unpack_from_int32(words, 3, torch.Size((5, 72))) + 4, codes.to(torch.int8))
 
 
-def test_int8_layers_of_vllm_on_cpu(llama, tmp_path):
-    """8 bits are int8 with activations rounded while running, so logits are near, weights equal."""
+def test_int8_layers_of_vllm_on_cpu_have_one_group_per_row(llama, tmp_path):
     space = SearchSpace("mixed", llama.space.layers, llama.space.levels)
     made = Made(llama.loaded, space, llama.database)
     eight, four = parse_level("w8g32sym"), parse_level("w4g32sym")
@@ -304,6 +303,14 @@ def refused(folder: Path, out: Path, *arguments: object) -> str:
 def test_an_illegal_allocation_names_layer_and_rule(result, tmp_path):
     error = refused(result, tmp_path / "out", "--runtime", "ct-universal")
     assert "must be at a level that ct-universal can load" in error and "bits must be" in error
+
+
+def test_a_refused_export_leaves_the_former_one(result, tmp_path):
+    out = tmp_path / "out"
+    export(result, out, check=False)
+    error = refused(result, out, "--runtime", "ct-universal", "--overwrite")
+    assert "bits must be" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "no draft may be left"
 
 
 def test_a_folder_that_exists_is_refused(result, tmp_path):

@@ -120,6 +120,8 @@ def test_foreign_folders_are_scored(exported, tiny_folder):
     assert alone["method"] == "compressed-tensors" and alone["packed"]["kl"] > 0.1
     dense = command("eval", tiny_folder, *few).json()
     assert dense["packed"]["kl"] is None and dense["dense"] is None
+    tasks = command("eval", tiny_folder, "--task", "choice")
+    assert tasks.code == 2 and "must go with a result of a search" in tasks.err
     same = command("eval", tiny_folder, *few, "--model", tiny_folder).json()
     assert same["packed"]["kl"] == pytest.approx(0, abs=1e-4)  # its weights as bf16 ships them
     assert same["packed"]["perplexity"] == pytest.approx(dense["packed"]["perplexity"], rel=1e-3)

@@ -302,6 +302,9 @@ def test_a_search_for_depth_ends_in_a_shorter_model(tiny_folder, tmp_path):
     chosen = [entry["level"] for entry in facts["allocation"]]
     assert set(chosen) == {"dense", "drop"}
     assert facts["effective_bits"] <= 0.7 * 16
+    decoded = command("dequantize", out, "--out", tmp_path / "dense")
+    assert decoded.code == 2 and "every sublayer must be there in format 'dense'" in decoded.err
+    assert not (tmp_path / "dense").exists()
     model, _ = autocompress.load(out)
     left = sum(p.numel() for p in model.parameters())
     assert left < 0.9 * sum(p.numel() for p in make_llama(0).parameters())

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from autocompress.errors import ModelError
+from autocompress.errors import ModelError, SpaceError
 from autocompress.experts import Expert, UnfusedExperts, unfuse_experts
 from autocompress.exporters.native import check_weights
 from autocompress.folders import MANIFEST, MARK
@@ -88,6 +88,18 @@ class Source:
     def removed(self) -> list[str]:
         """Sublayers that are not there; only our own format can say so."""
         return sorted(self.packing.get("removed") or ())
+
+    def must_be_whole(self, format: str) -> None:
+        """Check that no sublayer was dropped, for formats that have no word for it.
+
+        Raises:
+            SpaceError: some were.
+        """
+        if self.removed:
+            raise SpaceError(
+                f"every sublayer must be there in format '{format}'. Got a result without "
+                f"'{self.removed[0]}' ({len(self.removed)} in all). Export it as native."
+            )
 
     @property
     def tied(self) -> bool:
