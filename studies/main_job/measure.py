@@ -18,7 +18,7 @@ import torch
 
 from autocompress.config import StudyConfig
 from autocompress.core import Fidelity
-from autocompress.evaluator import Evaluator
+from autocompress.opening import make_evaluator
 from autocompress.progress import Silent
 from autocompress.quality import BATCH, TOP, window_logits
 from autocompress.session import Session, complete_database, open_session
@@ -62,6 +62,7 @@ def database(session: Session) -> None:
 @torch.inference_mode()
 def throughput(session: Session) -> None:
     """Score candidates, and run plain forward passes of the same windows, in turns."""
+    complete_database(session)
     evaluator = make_evaluator(session)
     levels = session.space.uniform_levels()
     parent = session.space.uniform(levels[1])
@@ -89,6 +90,7 @@ def throughput(session: Session) -> None:
 @torch.inference_mode()
 def exactness(session: Session) -> None:
     """The loss from the dense model's top tokens and tail mass, against all logits."""
+    complete_database(session)
     evaluator = make_evaluator(session)
     fidelity = Fidelity(8 * session.config.window)
     windows = torch.from_numpy(session.windows.subset(fidelity))
@@ -105,19 +107,6 @@ def exactness(session: Session) -> None:
             f"{level}: full logits {exact:.5f}, top {TOP} and tail {compact:.5f} nats/token, "
             f"short by {1 - compact / exact:.2%}"
         )
-
-
-def make_evaluator(session: Session) -> Evaluator:
-    """The evaluator of a complete database."""
-    complete_database(session)
-    return Evaluator(
-        session.loaded.model,
-        session.space,
-        session.database,
-        session.windows,
-        session.config.run_folder,
-        session.progress,
-    )
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from autocompress.core import Allocation, Fidelity, Score
 from autocompress.evaluator import Evaluator
 from autocompress.levels import parse_level
 from autocompress.machine import describe_machine
+from autocompress.opening import make_evaluator
 from autocompress.progress import Silent
 from autocompress.quality import (
     Teacher,
@@ -80,14 +81,7 @@ def open_evaluator(work: Path) -> Evaluator:
     complete_database(session)
     load = Path("/proc/loadavg").read_text().split()[0]
     print(f"{describe_machine(session.loaded.model.dtype)}, load {load}", flush=True)
-    evaluator = Evaluator(
-        session.loaded.model,
-        session.space,
-        session.database,
-        session.windows,
-        session.config.run_folder,
-        session.progress,
-    )
+    evaluator = make_evaluator(session)
     evaluator.teacher("search")
     for level in session.space.uniform_levels():  # weights are decoded once, before any clock
         evaluator.stitched.stitch(session.space.uniform(level))
