@@ -13,6 +13,7 @@ from autocompress.result import candidate_facts
 from autocompress.strategies import configured
 from autocompress.strategies.ends import ends_high
 from autocompress.strategies.ilp import solve
+from autocompress.strategies.racing import ranked
 from autocompress.strategies.uniform import nearest_uniform, uniform_origin
 
 NAMES = {
@@ -71,10 +72,17 @@ def baselines(opened: Opened) -> Finalists:
 
 
 def race_finalists(opened: Opened, finalists: Finalists) -> dict[str, Trial]:
-    """Role -> trial on validation windows, best first; ties go to the simplest."""
+    """Role -> trial on validation windows, best first; a search must prove that it is better."""
     fidelity = Fidelity(int(opened.session.windows.validate.size), 0, "validate")
     found = {role: score_one(opened, finalists, role, fidelity) for role in finalists}
-    return dict(sorted(found.items(), key=lambda item: item[1].loss))
+    order = ranked(found, NAMES)
+    least = min(found, key=lambda role: found[role].loss)  # ties: the simplest
+    if least != order[0]:
+        opened.session.progress.say(
+            f"'{least}' has KL {found[least].loss:.4f} on validation windows, too little below "
+            f"{NAMES[order[0]]} ({found[order[0]].loss:.4f}) to be no accident: that stays"
+        )
+    return {role: found[role] for role in order}
 
 
 def score_one(opened: Opened, finalists: Finalists, role: str, fidelity: Fidelity) -> Trial:

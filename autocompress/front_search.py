@@ -11,10 +11,11 @@ from autocompress.core import Budget, Fidelity, Trial
 from autocompress.cost import check_budgets, parse_budget
 from autocompress.effort import front_plan
 from autocompress.errors import BudgetError
-from autocompress.finalists import baselines, score_one
+from autocompress.finalists import NAMES, baselines, score_one
 from autocompress.opening import Opened
 from autocompress.ranges import range_texts
 from autocompress.strategies.fronts import FrontStrategy, find_front
+from autocompress.strategies.racing import ranked
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,6 @@ def _race(
         rivals = {role: score_one(within, candidates, role, fidelity) for role in candidates}
         if before is not None:
             rivals["tighter limit"] = before
-        role = min(rivals, key=lambda name: rivals[name].loss)  # ties: the simplest
+        role = ranked(rivals, {*NAMES, "tighter limit"})[0]
         before = rivals[role]
         yield Point(limit, rivals[role], role, rivals)

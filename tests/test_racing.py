@@ -8,7 +8,7 @@ from toys import toy_problem, toy_space
 
 from autocompress.core import Allocation, Fidelity, Score, Trial
 from autocompress.levels import parse_level
-from autocompress.strategies.racing import race, surely_worse
+from autocompress.strategies.racing import race, ranked, surely_worse
 
 SPACE = toy_space(1)
 LEVELS = [parse_level(f"w{bits}g64") for bits in (2, 3, 4, 5, 6)]
@@ -79,3 +79,34 @@ def test_infinite_losses_leave_and_do_not_end_the_race():
     assert not surely_worse(lost, lost)
     one = Score((1.0, 1.0), (1.0, 1.0))
     assert not surely_worse(Score((2.0, 2.0), (1.0, 1.0)), one), "two windows say nothing"
+
+
+def trial_of(losses):
+    return Trial(0, UNIFORM[0], Fidelity(16), Score(tuple(losses), tuple(losses)), (), "x")
+
+
+WINDOW_LOSSES = np.random.default_rng(3).normal(10, 2, 16)
+
+
+@pytest.mark.parametrize(
+    ("gain", "order"),
+    [
+        (0.60, ["searched", "ilp", "uniform"]),  # 2.4 standard errors
+        (0.40, ["ilp", "uniform", "searched"]),  # 1.6
+        (-0.10, ["ilp", "uniform", "searched"]),
+    ],
+)
+def test_simple_answers_stay_unless_they_are_surely_worse(gain, order):
+    wobble = np.tile([1.0, -1.0], 8) * (15 / 16) ** 0.5  # its standard error is 0.25
+    raced = {
+        "uniform": trial_of(WINDOW_LOSSES + 1),
+        "ilp": trial_of(WINDOW_LOSSES),
+        "searched": trial_of(WINDOW_LOSSES - gain + wobble),
+    }
+    assert ranked(raced, {"uniform", "ilp"}) == order
+
+
+def test_without_simple_answers_the_least_loss_leads():
+    raced = {"a": trial_of(WINDOW_LOSSES), "b": trial_of(WINDOW_LOSSES - 0.01)}
+    assert ranked(raced, ()) == ["b", "a"]
+    assert ranked(raced, {"a", "b"}) == ["b", "a"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean, stdev
 
 from autocompress.core import Allocation, Problem, Score, Trial
 
 FIRST = 4  # windows that everyone is scored on; fewer say nothing of the spread
 SURE = 2.5  # standard errors
+PROVEN = 2.0  # the same, by which an answer must beat the simple ones to replace them
 
 
 def race(
@@ -47,11 +48,36 @@ def race(
         alive, stage = [trial.allocation for trial in trials], 2 * stage
 
 
-def surely_worse(one: Score, other: Score) -> bool:
-    """Whether `one` has a higher loss than `other`, judged by the windows of both."""
+def surely_worse(one: Score, other: Score, errors: float = SURE) -> bool:
+    """Whether `one` has a higher loss than `other`, judged by the windows of both.
+
+    Args:
+        errors: standard errors of the mean difference that it must exceed.
+    """
     if not math.isfinite(one.loss):
         return math.isfinite(other.loss)
     gaps = [a - b for a, b in zip(one.losses, other.losses, strict=True)]
     if len(gaps) < FIRST or not math.isfinite(other.loss):
         return False
-    return fmean(gaps) > SURE * stdev(gaps) / math.sqrt(len(gaps))
+    return fmean(gaps) > errors * stdev(gaps) / math.sqrt(len(gaps))
+
+
+def ranked(raced: Mapping[str, Trial], simple: Collection[str]) -> list[str]:
+    """Roles by loss, the best first, where simple answers stay unless they are surely worse.
+
+    What a search chose on its own windows looks better there than it is, and on a few others it
+    may do so by chance. A role that is not simple thus comes behind the best of the simple ones
+    unless its loss is lower by `PROVEN` standard errors of the difference.
+
+    Args:
+        raced: role -> trial; all on the same windows, the simplest first.
+        simple: roles of baselines.
+    """
+    by_loss = sorted(raced, key=lambda role: raced[role].loss)
+    plain = [role for role in by_loss if role in simple]
+    others = [role for role in by_loss if role not in simple]
+    if not plain:
+        return others
+    bar = raced[plain[0]].score
+    proven = [role for role in others if surely_worse(bar, raced[role].score, PROVEN)]
+    return proven + plain + [role for role in others if role not in proven]

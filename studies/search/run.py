@@ -26,6 +26,7 @@ from autocompress.core import Allocation, Problem, Score, Strategy, Trial
 from autocompress.effort import plan
 from autocompress.strategies import find_strategy
 from autocompress.strategies.auto import Auto
+from autocompress.strategies.racing import ranked
 from autocompress.strategies.uniform import nearest_uniform
 
 HERE = Path(__file__).parent
@@ -81,7 +82,12 @@ def one_run(
                 break
         uniform, spent = nearest_uniform(problem), problem.spent()
         seconds = time.perf_counter() - start
-    finals = {"uniform": uniform, "start": path[0][1].allocation, "winner": path[-1][1].allocation}
+    finals = {"uniform": uniform, "start": path[0][1].allocation, "found": path[-1][1].allocation}
+    validated = {
+        role: replace(path[-1][1], score=arena.score(allocation, "validate"))
+        for role, allocation in finals.items()
+    }
+    finals["winner"] = finals[ranked(validated, {"uniform", "start"})[0]]  # as a search chooses
     return {
         "strategy": name,
         "payload": payload,
