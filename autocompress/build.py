@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from autocompress.core import SearchSpace
 from autocompress.database import LevelDatabase
-from autocompress.errors import DatabaseError
+from autocompress.errors import DatabaseError, LevelError
 from autocompress.files import exclusive, fingerprint
-from autocompress.levels import UNCHANGED, Dense, Drop, Level, Shape
+from autocompress.levels import UNCHANGED, Dense, Drop, GgufType, Level, Quantize, Shape
 from autocompress.models import module_name, set_weight, weight_of
 from autocompress.operators import Solution, Solver, Statistics, solve
 from autocompress.tracing import hidden_states, input_groups
@@ -221,6 +221,32 @@ def nearest(level: Level, allowed: Sequence[Level], shape: Shape) -> Level:
     bits = level.storage_bits(shape)
     keeping = [lv for lv in allowed if not isinstance(lv, Drop)]
     return min(keeping, key=lambda lv: abs(lv.storage_bits(shape) - bits), default=Dense())
+
+
+PREFIX = Quantize(3, 64)
+
+
+def default_prefix(space: SearchSpace) -> Level:
+    """What calibration activations pass through where nobody says.
+
+    `w3g64`, or the level nearest to it, where some level stores all weights as codes; in spaces of
+    other levels that would be their very smallest, so there it is the one of middle size, which is
+    `s50` in `sparse-unstructured`; dense where layers are only dropped.
+    """
+    levels = [lv for lv in space.all_levels() if not isinstance(lv, (*UNCHANGED, Drop))]
+    if any(isinstance(lv, Quantize | GgufType) for lv in levels):
+        return PREFIX
+    sizes = {level: _size(level, space) for level in levels}
+    known = sorted((lv for lv in levels if sizes[lv] is not None), key=lambda lv: sizes[lv] or 0)
+    return known[len(known) // 2] if known else Dense()
+
+
+def _size(level: Level, space: SearchSpace) -> int | None:
+    """Bits of all layers at a level; None where one of them cannot take it."""
+    try:
+        return sum(level.storage_bits(shape) for it in space.layers for shape in it.shapes)
+    except LevelError:
+        return None
 
 
 def input_statistics(inputs: Tensor | None, width: int) -> Statistics:

@@ -53,7 +53,7 @@ class StudyConfig:
     generations: int | None = None  # of evolution, at least 0; None is the strategy's default
     offspring: int | None = None  # per generation, at least 1; None is the strategy's default
     method: str = "gptq"  # how the database rounds: 'gptq' or 'rtn'
-    prefix: str = "w3g64"  # level that calibration activations have passed through, or "dense"
+    prefix: str | None = None  # level that calibration activations passed through; see the docs
     dtype: str = "auto"  # of forwards: 'auto' (fast and safe here), 'bfloat16' or 'float32'
     target: str = "cpu"  # whose latency budgets limit: this machine, an exported store, a name
     threads: int | None = None  # of the target, at least 1; None is what torch uses
@@ -114,9 +114,9 @@ class StudyConfig:
         named = effort_tokens(self.effort)  # must exist, used or not
         return named if self.spend is None else self.spend
 
-    def prefix_level(self) -> Level:
-        """`prefix` as a level."""
-        return parse_level(self.prefix)
+    def prefix_level(self) -> Level | None:
+        """`prefix` as a level; None leaves it to the space, see `build.default_prefix`."""
+        return None if self.prefix is None else parse_level(self.prefix)
 
     def parsed_pins(self) -> tuple[Pin, ...]:
         """`pins` as (pattern, level)."""

@@ -242,6 +242,8 @@ class Problem:
         window: tokens per window; fidelities are multiples of it.
         tokens: size of the search split.
         spent: tokens that the strategy has asked for so far, each once; see `metered`.
+        influence: number of tokens -> how far each layer's block moves the hidden states, 1 less
+            the cosine of what it gets and returns; () where nothing measures it.
     """
 
     space: SearchSpace
@@ -253,6 +255,7 @@ class Problem:
     window: int
     tokens: int
     spent: Callable[[], int] = lambda: 0
+    influence: Callable[[int], Sequence[float]] = lambda tokens: ()
 
     def table(self, name: str) -> CostTable:
         """The cost table called `name`."""

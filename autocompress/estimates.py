@@ -14,6 +14,7 @@ from autocompress.core import GRADIENT, Allocation, Fidelity
 from autocompress.errors import StudyError
 from autocompress.evaluator import Evaluator
 from autocompress.files import fingerprint, write_json
+from autocompress.influence import block_influence
 from autocompress.levels import parse_level
 from autocompress.linearization import linearize as linearize_model
 from autocompress.predictions import Estimate, Linearization, Sensitivities
@@ -66,6 +67,34 @@ def linearize(
     name = f"linearization-{allocation.key[:12]}-{tokens}-{before}-{seed}.json"
     found = _stored(session.config.run_folder / name, session, compute)
     return Linearization(Estimate(found["mean"], found["stderr"]), found["overlap"])
+
+
+def influence(
+    session: Session, evaluator: Evaluator, study: Study, tokens: int
+) -> tuple[float, ...]:
+    """How far each layer's block moves the hidden states on `tokens` search tokens, likewise.
+
+    Raises:
+        StudyError: what was kept is damaged, or of another model, database, space or text.
+    """
+    seed, facts = session.config.seed, fingerprint(session.facts())
+    path = session.config.run_folder / f"influence-{tokens}-{seed}.json"
+    if not path.exists():
+        windows = session.windows.subset(Fidelity(tokens, seed))
+        with session.clock("influence"):
+            made = block_influence(evaluator.stitched, windows)
+        study.spend(tokens, "influence")
+        write_json(path, {"facts": facts, "influence": made})
+    try:
+        content = json.loads(path.read_text())
+        found = tuple(map(float, content["influence"]))
+        if content["facts"] != facts or len(found) != len(session.space.layers):
+            raise ValueError("another model, space, database or text")
+    except (ValueError, TypeError, KeyError) as error:
+        raise StudyError(
+            f"'{path}' must be whole and of this run. Got: {error}. Delete it."
+        ) from error
+    return found
 
 
 def _stored(path: Path, session: Session, compute: Compute) -> dict[str, Sensitivities]:

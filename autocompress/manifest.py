@@ -146,7 +146,7 @@ def build_settings(config: StudyConfig) -> dict[str, Any]:
 
 def prefix_of(session: Session, index: int) -> Level:
     """The level whose weights made the activations behind a layer; see `build.py`."""
-    allowed, prefix = session.space.levels[index], session.config.prefix_level()
+    allowed, prefix = session.space.levels[index], session.prefix
     shape = session.space.layers[index].shapes[0]
     return prefix if prefix in (*allowed, Dense()) else nearest(prefix, allowed, shape)
 

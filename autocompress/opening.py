@@ -11,7 +11,7 @@ from typing import Any
 from autocompress.config import StudyConfig
 from autocompress.core import Budget, CostTable, Problem, SearchSpace
 from autocompress.cost import check_budgets, parse_budget
-from autocompress.estimates import linearize, sensitivities
+from autocompress.estimates import influence, linearize, sensitivities
 from autocompress.evaluator import Evaluator
 from autocompress.files import fingerprint
 from autocompress.interrupt import Stop
@@ -116,6 +116,7 @@ def make_problem(
         linearize=lambda *at: linearize(session, evaluator, study, *at),
         window=session.config.window,
         tokens=int(session.windows.search.size),
+        influence=lambda tokens: influence(session, evaluator, study, tokens),
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
 
-from autocompress.build import build_database, lacking_bytes
+from autocompress.build import build_database, default_prefix, lacking_bytes
 from autocompress.calibration import calibration_windows
 from autocompress.config import DEFAULT_SPACE, StudyConfig
 from autocompress.core import CostTable, SearchSpace
@@ -75,6 +75,11 @@ class Session:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
 
     @property
+    def prefix(self) -> Level:
+        """The level that calibration activations passed through."""
+        return self.config.prefix_level() or default_prefix(self.space)
+
+    @property
     def spending(self) -> Plan:
         """What the search's token budget is spent on."""
         return self.config.spending(int(self.windows.search.size))
@@ -128,6 +133,8 @@ def open_session(config: StudyConfig, progress: Progress, plan: BuildPlan | None
         for note in notes:
             progress.say(note)
     space = known_space(config.run_folder, searched)
+    prefix = config.prefix_level() or default_prefix(space)
+    config = replace(config, prefix=str(prefix))  # what is written down must not depend on a space
     windows = calibration_windows(
         config.calibration,
         lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"],
@@ -137,9 +144,7 @@ def open_session(config: StudyConfig, progress: Progress, plan: BuildPlan | None
         loaded.tokenizer.eos_token_id,
     )
     solver = Solver(method=config.method, scale_bits=runtime.scale_bits if runtime else 11)
-    identity = database_identity(
-        loaded.fingerprint, windows.calibrate, config.prefix_level(), solver, str(dtype)
-    )
+    identity = database_identity(loaded.fingerprint, windows.calibrate, prefix, solver, str(dtype))
     database = LevelDatabase.open(config.run_folder / "database", identity)
     sizes = file_costs(loaded.model, space, runtime)
     costs = (*sizes, *parameter_costs(space, config.limits))
@@ -190,7 +195,7 @@ def complete_database(session: Session) -> None:
             space,
             session.windows.calibrate,
             database,
-            prefix=session.config.prefix_level(),
+            prefix=session.prefix,
             solver=session.solver,
             progress=advance,
         )

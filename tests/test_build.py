@@ -5,13 +5,15 @@ import pytest
 import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from autocompress.build import input_statistics
+from autocompress.build import default_prefix, input_statistics
 from autocompress.core import SearchSpace
 from autocompress.experts import unfuse_experts
 from autocompress.levels import parse_level
 from autocompress.models import LoadedModel, find_layers, load_model
 from autocompress.operators import Solver, solve
+from autocompress.spaces import SpaceConfig, build_space, list_spaces
 from autocompress.stitch import StitchedModel
+from autocompress.structure import layers_for
 from autocompress.tracing import hidden_states
 
 
@@ -102,3 +104,21 @@ def test_statistics_are_the_mean_of_the_outer_products():
     assert found.tokens == 21_000
     expected = flat.T @ flat / 21_000
     torch.testing.assert_close(found.hessian.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_every_shipped_space_is_calibrated_behind_a_usable_model(tiny):
+    """The level nearest to w3g64 is the smallest where there are no codes, such as s90."""
+    found = {}
+    for config in list_spaces():
+        space = build_space(config, layers_for(tiny.model, config), shapes=False)
+        found[config.name] = str(default_prefix(space))
+    others = {"sparse-unstructured": "s50", "lowrank": "r40%", "depth": "dense"}
+    assert found == dict.fromkeys(found, "w3g64") | others
+
+
+def test_a_level_that_some_layer_cannot_take_is_no_prefix(tiny):
+    for keys, wanted in ((("r8", "r24", "r30", "dense"), "r24"), (("r40", "r60", "drop"), "dense")):
+        config = SpaceConfig("ranks", tuple(map(parse_level, keys)))
+        layers = find_layers(tiny.model)
+        space = SearchSpace("ranks", layers, (config.levels,) * len(layers))
+        assert str(default_prefix(space)) == wanted

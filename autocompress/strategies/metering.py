@@ -23,6 +23,7 @@ def metered(problem: Problem) -> Problem:
         sensitivities=meter.sensitivities,
         linearize=meter.linearize,
         spent=lambda: meter.spent,
+        influence=meter.influence,
     )
 
 
@@ -33,7 +34,7 @@ class _Meter:
         self.spent = 0
         self._problem = problem
         self._scored: dict[tuple[Allocation, Fidelity], int] = {}
-        self._gradients: set[object] = set()
+        self._passes: set[object] = set()
 
     def evaluate(
         self, allocations: Sequence[Allocation], fidelity: Fidelity, origin: str
@@ -53,7 +54,13 @@ class _Meter:
         self._count((allocation, tokens, before), tokens)
         return self._problem.linearize(allocation, tokens, before)
 
-    def _count(self, what: object, tokens: int) -> None:
-        if what not in self._gradients:
-            self._gradients.add(what)
-            self.spent += GRADIENT * tokens
+    def influence(self, tokens: int) -> Sequence[float]:
+        found = self._problem.influence(tokens)
+        if found:
+            self._count(("influence", tokens), tokens, 1)
+        return found
+
+    def _count(self, what: object, tokens: int, passes: int = GRADIENT) -> None:
+        if what not in self._passes:
+            self._passes.add(what)
+            self.spent += passes * tokens

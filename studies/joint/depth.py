@@ -6,7 +6,8 @@
     python studies/joint/depth.py WORK report test       # what REPORT.md holds
 
 14, 12 and 10 bits of 16 are 12.5, 25 and 37.5 % of the weights of blocks left out. A ranking leaves
-out units, the least important first, until the budget holds. All see the same search tokens.
+out units, the least important first, until the budget holds. Searches of one seed share a study, as
+those of one run folder do: what one has measured costs the next no time, and counts all the same.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from autocompress.study import Study
 
 TOKENS = SplitTokens(calibrate=512, search=8192, validate=2048, test=4096)
 RANKED = 2048  # search tokens that every ranking sees
-SPEND = 30_000  # tokens of a search
+SPEND = 150_000  # tokens of a search
 BUDGETS = (14, 12, 10)
 
 
@@ -44,7 +45,6 @@ def open_work(work: Path) -> tuple[Session, Evaluator]:
     """The default model; calibration only tells how large outputs are."""
     config = StudyConfig(
         space="depth",
-        prefix="dense",
         tokens=TOKENS,
         spend=SPEND,
         run=work / "run",
@@ -82,7 +82,7 @@ def search(work: Path, bits: float, seed: int, strategy: str = "auto") -> None:
     """Search at a budget; the best on all tokens it was compared on."""
     session, evaluator = open_work(work)
     name = f"{strategy}-{bits:g}-{seed}"
-    config = replace(session.config, run=work / "runs" / name, seed=seed)
+    config = replace(session.config, run=work / "runs" / f"seed-{seed}", seed=seed)
     session = replace(session, config=config)
     space, costs = session.space, session.costs
     budgets = check_budgets(space, costs, [parse_budget(f"{bits}bits", space)])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 from autocompress.core import Allocation
 from autocompress.evaluator import Evaluator
 from autocompress.gradients import gradient_passes, weight_gradient
+from autocompress.influence import block_influence, distance, watched
 from autocompress.levels import Dense, Drop
 from autocompress.models import find_blocks, weight_of
 from autocompress.quality import score, teacher
@@ -35,49 +35,15 @@ def blocks_of(session: Session) -> list[Unit]:
     ]
 
 
-@contextmanager
-def watched(modules: list[Any], note: Callable[[int, Tensor, Tensor], None]) -> Iterator[None]:
-    """Call `note` with what every module gets and returns."""
-
-    def hook(number: int) -> Callable[..., None]:
-        def call(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-            given = args[0] if args else kwargs["hidden_states"]
-            note(number, given, output[0] if isinstance(output, tuple) else output)
-
-        return call
-
-    handles = [m.register_forward_hook(hook(i), with_kwargs=True) for i, m in enumerate(modules)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def far(one: Tensor, other: Tensor) -> float:
-    """1 - cosine, mean over tokens."""
-    return 1 - float(torch.nn.functional.cosine_similarity(one, other, dim=-1).mean())
-
-
-@torch.inference_mode()
 def influence(session: Session, evaluator: Evaluator, windows: np.ndarray) -> list[Unit]:
     """Block influence: the cosine of what a block gets and returns.
 
     References:
         Men et al., ShortGPT, arXiv:2403.03853, eq. 1; all layers at once, as published.
     """
-    model = evaluator.stitched.restore()
-    _, blocks = find_blocks(model)
-    moved = np.zeros(len(blocks))
-
-    def note(number: int, given: Tensor, made: Tensor) -> None:
-        moved[number] += far(given, made)
-
-    with watched(list(blocks), note):
-        for window in torch.from_numpy(windows):
-            model.model(input_ids=window[None], use_cache=False)
+    moved = block_influence(evaluator.stitched, windows)
     units = blocks_of(session)
-    return [units[i] for i in np.argsort(moved)]
+    return sorted(units, key=lambda unit: moved[unit[0]])
 
 
 @torch.inference_mode()
@@ -99,11 +65,11 @@ def influence_sublayers(session: Session, evaluator: Evaluator, windows: np.ndar
     def attention(number: int, given: Tensor, made: Tensor) -> None:
         begun = stream.pop(number)
         stream[number] = begun + made
-        moved[number, 0] += far(begun, stream[number])
+        moved[number, 0] += distance(begun, stream[number])
 
     def feed(number: int, given: Tensor, made: Tensor) -> None:
         begun = stream.pop(number)
-        moved[number, 1] += far(begun, begun + made)
+        moved[number, 1] += distance(begun, begun + made)
 
     pre = [
         block.register_forward_pre_hook(
