@@ -123,6 +123,11 @@ def _verification(found: Mapping[str, Any] | None) -> Iterator[str]:
             f"Read back in a fresh process by {found['reader']}: {found['weights']['compared']} "
             f"weights equal bit by bit, logits differ by {found['logits']:.3g} at most{scored}."
         )
+        if found.get("int8_activations"):
+            yield (
+                f"Inputs of {found['int8_activations']} modules are rounded to 8 bits a token "
+                "while running, in what was compared, too; other runtimes round a little otherwise."
+            )
     yield ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,7 +67,7 @@ def export(
         typer.echo(json.dumps(facts, indent=1))
     else:
         typer.echo(f"{facts['file_bytes']:,} bytes: {target}")
-        typer.echo(_checked(facts["verification"]))
+        typer.echo("".join(_depth(facts["export"])) + _checked(facts["verification"]))
 
 
 def _write_point(run: Path, number: int, out: Path | None) -> Path:
@@ -84,17 +85,36 @@ def _write_point(run: Path, number: int, out: Path | None) -> Path:
     return result.path
 
 
+def _depth(written: dict[str, Any]) -> Iterator[str]:
+    """What became of dropped sublayers, a line each."""
+    if "blocks" in written:
+        count = len(written["blocks"])
+        yield f"{count} of {written['of_blocks']} blocks; the others are left out\n"
+        if written["zeroed"]:
+            yield f"{len(written['zeroed'])} dropped sublayers of these are there as zeros\n"
+
+
 def _checked(found: dict[str, Any] | None) -> str:
     if found is None:
         return "not read back"
     kl = f"no KL ({found['kl_unknown']})"
     if found["kl"] is not None:
         kl = f"KL {found['kl']:.6f} (stitched {found['kl_stitched']:.6f}) nats/token"
+    rounded = ""
+    if found.get("int8_activations"):
+        rounded = (
+            f" (within 1 % of the largest, as {found['int8_activations']} modules round their "
+            f"inputs to 8 bits; KL without that {_number(found['kl_unrounded'])})"
+        )
     return (
         f"read back by {found['reader']}: {found['weights']['compared']} weights equal, logits "
-        f"differ by {found['logits']:.3g} at most, {kl}, {found['file_bytes']:,} of "
+        f"differ by {found['logits']:.3g} at most{rounded}, {kl}, {found['file_bytes']:,} of "
         f"{found['promised_bytes']:,} bytes"
     )
+
+
+def _number(loss: float | None) -> str:
+    return "unknown" if loss is None else f"{loss:.6f}"
 
 
 def runtimes(as_json: Json = False) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from autocompress.card import write_card
 from autocompress.errors import OutputError
 from autocompress.exporters import find_exporter
+from autocompress.exporters.depth import depth_facts, without_dropped
 from autocompress.exporters.source import Source
 from autocompress.files import sha256, write_json
 from autocompress.folders import MANIFEST, MARK
@@ -17,6 +18,7 @@ from autocompress.progress import Progress, Silent
 from autocompress.runtimes import Runtime, find_runtime
 from autocompress.verification import verify
 
+WHOLE = ("native", "plan")  # formats that can say that a sublayer is not there
 PACKAGES = ("autocompress", "torch", "transformers", "compressed-tensors", "peft", "gguf")
 KEPT = (  # of the source's manifest
     *("model", "space", "allocation", "effective_bits", "dense_bytes", "results"),
@@ -60,13 +62,14 @@ def export(
         AutocompressError: no result, or levels that the format or the runtime cannot take.
     """
     folder, out, shown = Path(folder), Path(out), progress or Silent()
-    source = Source.open(folder)
-    chosen, name = _target(source, format, runtime)
+    result = Source.open(folder)
+    chosen, name = _target(result, format, runtime)
     exporter = find_exporter(name)
     check_new(out, overwrite)
-    _check_export(source, name, push_to_hub, check)
+    _check_upload(push_to_hub, check)
+    source = _for_format(result, name)
     exporter_facts = _write(exporter, source, chosen, out, shown)
-    facts = _facts(source, name, exporter_facts, out)
+    facts = _facts(result, name, depth_facts(source) | exporter_facts, out)
     facts["verification"] = None
     write_json(out / MANIFEST, facts)
     if check and exporter.reader is not None:
@@ -91,10 +94,18 @@ def _refuse_failed(found: dict[str, Any] | None, out: Path) -> None:
         )
 
 
-def _check_export(source: Source, format: str, repository: str | None, check: bool) -> None:
-    """Refuse dropped sublayers where a format has no word for them, and unchecked uploads."""
-    if format != "native":
-        source.must_be_whole(format)
+def _for_format(source: Source, format: str) -> Source:
+    """What a format's exporter writes: without dropped blocks, where it has no word for them."""
+    if format in WHOLE:
+        return source
+    left = without_dropped(source)
+    if format != "dense":
+        left.must_be_whole(format)
+    return left
+
+
+def _check_upload(repository: str | None, check: bool) -> None:
+    """Refuse uploads that nobody read back."""
     if repository is not None and not check:
         raise OutputError(
             "what is published must be read back first. Got --push-to-hub with --no-check. "

@@ -10,6 +10,7 @@ import torch
 from autocompress.errors import ModelError, OutputError
 from autocompress.exporters.adapter import FOLDER as ADAPTER
 from autocompress.exporters.dense import EXPORTER
+from autocompress.exporters.depth import without_dropped
 from autocompress.exporters.native import load, silence
 from autocompress.exporters.source import Source
 from autocompress.files import disk_errors
@@ -92,8 +93,7 @@ def dequantize(path: Path, out: Path) -> dict[str, Any]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"--out must be new or empty. Got '{out}', which exists. Choose another.")
     if only_gguf(path) is None and read_folder(path).method == METHOD:
-        source = Source.open(path)
-        source.must_be_whole("dense")
+        source = without_dropped(Source.open(path))
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         EXPORTER.write(source, None, out)

@@ -33,6 +33,7 @@ from autocompress.runtimes.rules import legal_space
 from autocompress.session import file_costs
 from autocompress.spaces import SpaceConfig
 from autocompress.stitch import StitchedModel
+from autocompress.verification import _problems, tolerances
 
 SIX = ("w2g32sym", "w3g32sym", "w4g32sym", "w5g32sym", "w6g32sym", "w8g32sym", "dense")
 MODELS = ("llama", "llama, tied", "mixtral", "qwen3 moe", "gpt2")
@@ -217,6 +218,33 @@ def test_int8_layers_of_vllm_on_cpu_have_one_group_per_row(llama, tmp_path):
         export(source, tmp_path / "out", runtime="ct-vllm-cpu")
     assert not (tmp_path / "out").exists(), "a refusal leaves nothing"
     assert four in llama.space.all_levels()
+
+
+def test_int8_activations_are_compared_within_a_stated_tolerance(llama, build_levels, tmp_path):
+    """W8A8 beside W4A16, by stock transformers."""
+    runtime = find_runtime("ct-vllm-cpu")
+    config = SpaceConfig("cpu", tuple(map(parse_level, ("w4g32sym", "w8sym"))), ("blocks",))
+    layers = find_layers(llama.loaded.model, ("blocks",))
+    space, _ = legal_space(runtime, config, layers, module_parts(llama.loaded.model))
+    calibrate = np.random.default_rng(0).integers(0, 512, (4, 64))
+    database = build_levels(llama.loaded, space, calibrate, tmp_path / "levels")
+    made = Made(llama.loaded, space, database)
+    source = made.result(tmp_path / "r", made.random(0))
+    dense = llama.database.path.parent / "model"
+    options = ("--runtime", runtime.name, "--model", dense, "--windows", 1)
+    ran = command("export", source, "--out", tmp_path / "out", *options)
+    assert ran.code == 0, ran.err
+    found = json.loads((tmp_path / "out" / MANIFEST).read_text())["verification"]
+    eight = [name for name, level in Source.open(source).levels.items() if str(level) == "w8sym"]
+    assert found["int8_activations"] == len(eight) > 0
+    assert found["logits"] <= 0.01 * found["largest_logit"]
+    assert found["kl"] == pytest.approx(found["kl_stitched"], rel=0.02)
+    assert f"{len(eight)} modules round their inputs to 8 bits" in ran.out
+    assert "within 1 %" in ran.out
+    assert "Inputs of" in (tmp_path / "out" / "README.md").read_text()
+    assert tolerances(found) == (0.01, 0.02) and not list(_problems(found))
+    for other in ({"logits": 0.02 * found["largest_logit"]}, {"kl": 1.03 * found["kl"]}):
+        assert len(list(_problems(found | other))) == 1
 
 
 def test_a_checked_export_is_read_in_a_fresh_process(result, tmp_path):

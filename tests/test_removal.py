@@ -50,25 +50,29 @@ def dropping(space, *places):
     return Allocation(tuple(DROP if i in wanted else DENSE for i in range(len(space.layers))))
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def model(request):
+def make_family(name):
     """Four blocks of random weights, biases among them."""
     import transformers
 
     from autocompress.experts import unfuse_experts
 
     kinds = {"Gemma3": "Gemma3TextConfig", "GPT2": "GPT2Config"}
-    config = getattr(transformers, kinds.get(request.param, f"{request.param}Config"))
+    config = getattr(transformers, kinds.get(name, f"{name}Config"))
     ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    heads = {"GPT2": "GPT2LMHeadModel"}.get(request.param, f"{request.param}ForCausalLM")
+    heads = {"GPT2": "GPT2LMHeadModel"}.get(name, f"{name}ForCausalLM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = getattr(transformers, heads)(config(**FAMILIES[request.param], **ends))
+        made = getattr(transformers, heads)(config(**FAMILIES[name], **ends))
         for parameter in made.parameters():
             if parameter.dim() == 1:  # biases and norms would be zeros and ones
                 parameter.data += 0.1 * torch.randn_like(parameter)
     unfuse_experts(made)
     return made.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request):
+    return make_family(request.param)
 
 
 @torch.inference_mode()

@@ -44,8 +44,8 @@ class Exporter(Protocol):
         Returns:
             Facts for the manifest: at least `files`, names of weight files, and `bytes`, what they
             hold at most by the cost table. Where a loader cannot hold decoded weights exactly,
-            `rounded` says what to, by part (`Source.decoded`); where it does not compute with
-            the same activations, `approximate` says why.
+            `rounded` says what to, by part (`Source.decoded`); modules that get their inputs
+            rounded to 8 bits while running are named in `int8_activations`.
 
         Raises:
             AutocompressError: the format or the runtime cannot take the source's levels.

@@ -59,8 +59,9 @@ class CompressedTensorsExporter:
         }
         write_companions(source, config, out)
         facts: dict[str, Any] = {"files": files, "runtime": chosen.name}
-        if any(as_int8(level, int8) for level in levels.values()):
-            facts["approximate"] = "8-bit layers round their activations to int8 while running"
+        eight = [name for name, level in levels.items() if as_int8(level, int8)]
+        if eight:
+            facts["int8_activations"] = eight
         facts["rounded"] = {"experts": config["dtype"]}
         return facts | {"bytes": _promised(source, levels, chosen, exact)}
 

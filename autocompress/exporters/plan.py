@@ -15,7 +15,7 @@ from autocompress.errors import ModelError, OutputError
 from autocompress.exporters.packed_integers import scheme
 from autocompress.exporters.source import Source
 from autocompress.files import write_atomically, write_json
-from autocompress.levels import Dense, GgufType, Level, Quantize, Shape, parse_level
+from autocompress.levels import Dense, Drop, GgufType, Level, Quantize, Shape, parse_level
 from autocompress.plans import PLAN, BuildPlan
 from autocompress.runtimes import Runtime
 
@@ -98,6 +98,8 @@ def tensor_types(source: Source) -> str:
     known = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
     if kind not in known:
         return f"#!llama.cpp names the tensors of its own architectures only, not of {kind}"
+    if any(isinstance(level, Drop) for level in source.levels.values()):
+        return "#!llama.cpp quantizes every tensor and drops none"
     names = gguf.get_tensor_name_map(known[kind], source.config["num_hidden_layers"])
     lines = []
     for module in source.scope:

@@ -18,7 +18,7 @@ from autocompress.experts import Expert, UnfusedExperts, unfuse_experts
 from autocompress.exporters.native import check_weights
 from autocompress.folders import MANIFEST, MARK
 from autocompress.integration import FORMAT, METHOD, WEIGHTS
-from autocompress.levels import Dense, Joint, Level, Shape, parse_level
+from autocompress.levels import Dense, Drop, Joint, Level, Shape, parse_level
 from autocompress.models import is_tied, weight_of
 from autocompress.packed import Packed, dense_weight, tensor_shapes
 from autocompress.packed.low_rank import low_rank_dense
@@ -86,19 +86,21 @@ class Source:
 
     @property
     def removed(self) -> list[str]:
-        """Sublayers that are not there; only our own format can say so."""
+        """Sublayers and blocks that are not in the file; only our own format can say so."""
         return sorted(self.packing.get("removed") or ())
 
     def must_be_whole(self, format: str) -> None:
-        """Check that no sublayer was dropped, for formats that have no word for it.
+        """Check that no sublayer is dropped, for formats that have no word for it.
 
         Raises:
-            SpaceError: some were.
+            SpaceError: some are.
         """
-        if self.removed:
+        gone = [name for name, level in self.levels.items() if isinstance(level, Drop)]
+        if gone:
             raise SpaceError(
-                f"every sublayer must be there in format '{format}'. Got a result without "
-                f"'{self.removed[0]}' ({len(self.removed)} in all). Export it as native."
+                f"every sublayer must be there in format '{format}'. Got a result without the one "
+                f"of '{gone[0]}' ({len(gone)} in all). Export it as dense, with weights of zero, "
+                "or as native."
             )
 
     @property
