@@ -65,11 +65,16 @@ def check_loadable(path: Path) -> None:
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES as KNOWN
 
     name = str(read_gguf(path).fields["general.architecture"].contents())
-    if name not in KNOWN and not any(name.replace("-", "_") == other for other in KNOWN):
+    if _plain(name) not in map(_plain, KNOWN):
         raise ModelError(
             f"a GGUF file's architecture must be one that transformers decodes: "
             f"{', '.join(sorted(KNOWN))}. Got '{name}' in '{path}'. Use the original model."
         )
+
+
+def _plain(name: str) -> str:
+    """qwen3moe, which transformers calls qwen3_moe; gpt-oss, gpt_oss."""
+    return name.replace("-", "").replace("_", "")
 
 
 def describe_gguf(path: Path) -> dict[str, Any]:

@@ -266,3 +266,33 @@ def test_eval_of_a_strangers_file_is_perplexity_alone(exported, tmp_path):
     assert 1 < facts["packed"]["perplexity"] < 200
     refused = command("eval", tmp_path, "--window", 64, "--tokens", 1)
     assert refused.code == 2
+
+
+def test_a_mixture_of_experts_is_read_back(tiny_folder, build_levels, tmp_path):
+    """Experts are stacked in one tensor, so all of a block share a type."""
+    from test_export import Made
+    from test_models import make_model, save_and_load
+
+    from autocompress.models import find_layers
+    from autocompress.parts import module_parts
+    from autocompress.runtimes.rules import legal_space
+    from autocompress.spaces import SpaceConfig
+
+    model = make_model("qwen3 moe", moe_intermediate_size=96, norm_topk_prob=True)
+    loaded = save_and_load(model, tiny_folder, tmp_path / "model")
+    config = SpaceConfig("moe", tuple(map(parse_level, ("Q4_0", "Q5_1", "Q8_0"))), ("blocks",))
+    layers, runtime = find_layers(loaded.model, ("blocks",)), find_runtime("gguf")
+    space, _ = legal_space(runtime, config, layers, module_parts(loaded.model))
+    calibrate = np.random.default_rng(0).integers(0, 512, (2, 64))
+    database = build_levels(
+        loaded, space, calibrate, tmp_path / "levels", prefix=parse_level("Q8_0")
+    )
+    made = Made(loaded, space, database)
+    source = made.result(tmp_path / "result", made.random(0))
+    ran = command("export", source, "--runtime", "gguf", "--out", tmp_path / "out", "--windows", 1)
+    assert ran.code == 0, ran.err
+    found = json.loads((tmp_path / "out" / "autocompress.json").read_text())["verification"]
+    names = [row for layer in space.layers for row in layer.modules]
+    assert found["weights"] == {"compared": len(names), "different": []}
+    assert any(".experts." in name for name in names)
+    assert found["logits"] <= 1e-5 * found["largest_logit"]

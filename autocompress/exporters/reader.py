@@ -6,6 +6,7 @@ is what others will find. It reads a job, JSON on standard input, and writes saf
     reader      transformers, peft, gguf or native
     folder      of the export
     modules     [[name there, our name], ...] whose weights are asked for
+    config      of a mixture of experts, for GGUF files; see `read_gguf`
     teacher     safetensors: windows (n, window); where known, index, logp, tail of the dense model
     out         stem of the two files written: logits of the first window; digests and losses
 
@@ -41,13 +42,18 @@ def read_transformers(job: Job) -> Any:
 
 
 def read_gguf(job: Job) -> Any:
-    """A GGUF file, decoded by transformers."""
-    from transformers import AutoModelForCausalLM
+    """A GGUF file, decoded by transformers.
+
+    It misses the size of experts in a file's metadata (5.23), so a mixture is read with `config`.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     path = Path(job["file"])
-    return AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
+    how = {"config": AutoConfig.for_model(**job["config"])} if job.get("config") else {}
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, **how
     )
+    return model
 
 
 def read_peft(job: Job) -> Any:

@@ -25,6 +25,27 @@ NAMES = {  # last part of a module's name -> kind
     "down_proj": "down",
 }
 
+FALLBACKS = {  # type of blocks of 256 -> what a width takes that 256 does not divide
+    **dict.fromkeys(("Q2_K", "Q3_K"), "Q4_0"),
+    **dict.fromkeys(("IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
+}
+
+
+def fallback(kind: str, width: int, role: str) -> str:
+    """What llama.cpp stores where 256 does not divide the inputs.
+
+    Args:
+        kind: type that the mix gives.
+        width: inputs of the weight.
+        role: of `NAMES`; an embedding that is the head falls back to 8 bits.
+    """
+    if width % 256 == 0:
+        return kind
+    return "Q8_0" if role == "embedding" else FALLBACKS[kind]
+
 
 def more_bits(block: int, blocks: int) -> bool:
     """Which blocks mixes ending in M favour."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from mixes import BASE, mix_type
+from mixes import BASE, NAMES, fallback, mix_type
 
 from autocompress.config import StudyConfig
 from autocompress.core import Allocation
@@ -27,6 +27,7 @@ from autocompress.stitch import StitchedModel
 
 SEARCHED = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 OTHERS = ("IQ2_S", "IQ3_XXS", "IQ3_S")  # that only some mixes use
+NARROW = ("Q4_0", "IQ4_NL", "Q5_0", "Q5_1", "Q8_0")  # where 256 does not divide the inputs
 GRID = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "IQ4_XS", "Q4_0", "Q5_0")
 WAYS = {  # name -> settings of the level database
     "encoder": {"method": "rtn", "prefix": "dense"},  # as llama-imatrix and llama-quantize
@@ -43,6 +44,7 @@ class Run:
     text: str | None
     window: int
     tokens: SplitTokens
+    spend: int
 
     def config(self, name: str, space: Path, **settings: object) -> StudyConfig:
         """Settings of a session whose database lies in OUT/NAME.run."""
@@ -65,14 +67,25 @@ class Run:
         print(json.dumps(row), flush=True)
 
 
-def write_space(path: Path, levels: tuple[str, ...], only: str | None = None) -> Path:
-    """A search space with these levels; with `only`, all other layers stay dense."""
+def write_space(
+    path: Path, levels: tuple[str, ...], only: str | None = None, wide: tuple[str, ...] = ()
+) -> Path:
+    """A search space with these levels.
+
+    Args:
+        only: pattern of layers that take them; all others stay dense.
+        wide: patterns of layers that take them; all others take `NARROW`. Empty is all layers.
+    """
     lines = [f'name = "{path.stem}"', f"levels = {json.dumps(levels)}"]
     if only is None:
         lines += ['scope = ["blocks", "embedding", "head"]']
     else:
         lines[1] = 'levels = ["dense"]'
         lines += ["[[override]]", f'layers = "{only}"', f"levels = {json.dumps(levels)}"]
+    if wide:
+        lines[1] = f"levels = {json.dumps(NARROW)}"
+    for pattern in wide:
+        lines += ["[[override]]", f'layers = "{pattern}"', f"levels = {json.dumps(levels)}"]
     path.write_text("\n".join([*lines, ""]))
     return path
 
@@ -126,35 +139,42 @@ def grid(run: Run, only: str | None, types: tuple[str, ...]) -> None:
                 run.record(study="grid", way=way, type=kind, layers=len(chosen), **row)
 
 
-def mixes(run: Run, spend: int) -> None:
+def mixes(run: Run, names: tuple[str, ...], wide: tuple[str, ...]) -> None:
     """llama.cpp's mixes, encoded and with GPTQ's codes, and searches at their sizes."""
-    fixed = write_space(run.out / "mixes.toml", (*SEARCHED[:-1], *OTHERS))
-    searched = write_space(run.out / "searched.toml", SEARCHED)
+    fixed = write_space(run.out / "mixes.toml", (*SEARCHED[:-1], *OTHERS), wide=wide)
+    searched = write_space(run.out / "searched.toml", SEARCHED, wide=wide)
     sizes: dict[str, int] = {}
     for way, settings in WAYS.items():
         session = built(run.config(f"mixes-{way}", fixed, **settings))
         dense = reference(session)
-        model = session.loaded.model.config
-        queries = model.num_attention_heads // model.num_key_value_heads
-        blocks = model.num_hidden_layers
-        for mix in BASE:
-            names = [layer.name for layer in session.space.layers]
-            levels = {name: mix_type(mix, name, blocks, queries) for name in names}
-            row = measure(session, dense, levels)
+        for mix in names:
+            row = measure(session, dense, mix_levels(session, mix))
             sizes[mix] = int(str(row["bits"]))
             run.record(study="mixes", way=way, mix=mix, **row)
     for mix, bits in sizes.items():
-        search(run, searched, mix, bits / session.space.weights, spend)
+        search(run, searched, mix, bits / session.space.weights)
 
 
-def search(run: Run, space: Path, mix: str, bits: float, spend: int) -> None:
-    """A search for at most the bits of a mix."""
+def mix_levels(session: Session, mix: str) -> dict[str, str]:
+    """The type of every layer in a mix."""
+    model = session.loaded.model.config
+    queries = model.num_attention_heads // model.num_key_value_heads
+    found = {}
+    for layer in session.space.layers:
+        kind = mix_type(mix, layer.name, model.num_hidden_layers, queries)
+        role = NAMES[layer.name.rpartition(".")[2]]
+        found[layer.name] = fallback(kind, layer.shapes[0][1], role)
+    return found
+
+
+def search(run: Run, space: Path, mix: str, bits: float) -> None:
+    """A search for at most the bits of a mix, in the levels of the mixes with GPTQ's codes."""
     config = run.config(
         f"searched-{mix}",
         space,
         budgets=(f"{bits:.9f}bits",),
-        run=run.out / "searched.run",
-        spend=spend,
+        run=run.out / "mixes-gptq.run",
+        spend=run.spend,
         **WAYS["gptq"],
     )
     facts = run_search(config, terminal_progress()).facts
@@ -181,17 +201,21 @@ def main() -> None:
     parser.add_argument("--text", help="what is calibrated and judged on; default built-in")
     parser.add_argument("--only", help="pattern of the layers that are quantized")
     parser.add_argument("--types", nargs="+", default=GRID, help="of the grid")
+    parser.add_argument("--mixes", nargs="+", default=tuple(BASE), choices=tuple(BASE))
+    parser.add_argument(
+        "--wide", nargs="+", default=(), help="layers that 256 divides, where it does not all"
+    )
     parser.add_argument("--spend", type=int, default=30000, help="tokens of a search")
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--tokens", type=int, nargs=4, default=[16384, 16384, 8192, 16384])
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     model = None if given.model == "default" else given.model
-    run = Run(model, given.out, given.text, given.window, SplitTokens(*given.tokens))
+    run = Run(model, given.out, given.text, given.window, SplitTokens(*given.tokens), given.spend)
     if given.study == "grid":
         grid(run, given.only, tuple(given.types))
     else:
-        mixes(run, given.spend)
+        mixes(run, tuple(given.mixes), tuple(given.wide))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """llama.cpp itself on a GGUF file: greedy text and perplexity beside transformers' reading of it.
 
     pip install --no-deps --target xl xllamacpp==2026.10.11549   # a prebuilt llama.cpp
-    PYTHONPATH=xl python studies/gguf/llama_cpp.py FILE TEXT [--tokens N]
+    PYTHONPATH=xl python studies/gguf/llama_run.py FILE TEXT [--tokens N]
 
 llama.cpp rounds activations to 8 bits, transformers computes in float32: the weights are the same.
 """
