@@ -12,6 +12,7 @@ from autocompress.exporters.adapter import FOLDER as ADAPTER
 from autocompress.exporters.dense import EXPORTER
 from autocompress.exporters.depth import without_dropped
 from autocompress.exporters.native import load, silence
+from autocompress.exporters.reader import expert_settings
 from autocompress.exporters.source import Source
 from autocompress.files import disk_errors
 from autocompress.folders import read_folder
@@ -51,8 +52,9 @@ def _read(folder: Path, dtype: torch.dtype, **how: Any) -> tuple[Any, Any]:
 
     try:
         with silence():
+            experts = expert_settings(folder / how["gguf_file"]) if how else {}
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, output_loading_info=True, **how
+                folder, dtype=dtype, output_loading_info=True, **how, **experts
             )
         model, info = loaded
         tokenizer = AutoTokenizer.from_pretrained(folder, **how)

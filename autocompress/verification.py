@@ -141,7 +141,6 @@ def read_back(
             "folder": str(out.resolve()),
             "file": str(out.resolve() / facts["files"][0]),
             "modules": [[source.their(name), name] for name in source.scope],
-            "config": source.config if source.names else None,
             "teacher": f"{folder}/teacher.safetensors",
             "out": f"{folder}/found",
         }

@@ -279,7 +279,7 @@ def test_a_mixture_of_experts_is_read_back(tiny_folder, build_levels, tmp_path):
     from autocompress.spaces import SpaceConfig
 
     model = make_model("qwen3 moe", moe_intermediate_size=96, norm_topk_prob=True)
-    loaded = save_and_load(model, tiny_folder, tmp_path / "model")
+    loaded = save_and_load(model, tiny_folder, dense := tmp_path / "model")
     config = SpaceConfig("moe", tuple(map(parse_level, ("Q4_0", "Q5_1", "Q8_0"))), ("blocks",))
     layers, runtime = find_layers(loaded.model, ("blocks",)), find_runtime("gguf")
     space, _ = legal_space(runtime, config, layers, module_parts(loaded.model))
@@ -296,3 +296,5 @@ def test_a_mixture_of_experts_is_read_back(tiny_folder, build_levels, tmp_path):
     assert found["weights"] == {"compared": len(names), "different": []}
     assert any(".experts." in name for name in names)
     assert found["logits"] <= 1e-5 * found["largest_logit"]
+    scored = command("eval", tmp_path / "out", "--window", 64, "--tokens", 64, "--model", dense)
+    assert scored.code == 0, scored.err

@@ -10,7 +10,7 @@ from autocompress.errors import ConfigError, LevelError
 from autocompress.levels import GgufType, parse_level
 from autocompress.levels.gguf import BLOCKS
 from autocompress.operators import Solver, Statistics, solve
-from autocompress.operators.gguf import column_importance, encode
+from autocompress.operators.gguf import column_importance, encode, solved_importance
 from autocompress.packed.gguf import LAYOUTS, as_blocks, gguf_dense
 
 ROWS, WIDTH = 24, 512
@@ -82,12 +82,22 @@ def test_gptq_keeps_the_scales_and_lowers_the_error(name, weight, statistics):
     solved_bytes, encoded_bytes = (s.packed.tensors["blocks"].numpy() for s in (solved, encoded))
     importance = column_importance(statistics)
     assert np.array_equal(encoded_bytes, encode(weight, level, importance))
-    grids = (layout.grid(as_blocks(level, part)) for part in (solved_bytes, encoded_bytes))
+    scaled = encode(weight, level, solved_importance(statistics, Solver()))
+    grids = (layout.grid(as_blocks(level, part)) for part in (solved_bytes, scaled))
     for before, after in zip(*grids, strict=True):
         assert np.array_equal(before, after)
     errors = [output_error(s.packed.dense(), weight, statistics) for s in (solved, encoded)]
     assert errors[0] < 0.9 * errors[1]
     assert not solved.packed.dense()[3].any()
+
+
+def test_importance_is_the_mean_of_what_is_lost_with_and_without_repair(statistics):
+    """Of independent inputs nothing is repaired: the Hessian's diagonal stays."""
+    alone = Statistics(torch.diag(torch.arange(1.0, 65)), tokens=1)
+    found = solved_importance(alone, Solver(damping=1e-9))
+    torch.testing.assert_close(found / found[0], torch.arange(1.0, 65), rtol=1e-4, atol=0)
+    plain, solved = column_importance(statistics), solved_importance(statistics, Solver())
+    assert not torch.allclose(solved / solved.mean(), plain / plain.mean(), rtol=0.1)
 
 
 @pytest.mark.parametrize("name", LATTICES)

@@ -6,7 +6,6 @@ is what others will find. It reads a job, JSON on standard input, and writes saf
     reader      transformers, peft, gguf or native
     folder      of the export
     modules     [[name there, our name], ...] whose weights are asked for
-    config      of a mixture of experts, for GGUF files; see `read_gguf`
     teacher     safetensors: windows (n, window); where known, index, logp, tail of the dense model
     out         stem of the two files written: logits of the first window; digests and losses
 
@@ -42,18 +41,35 @@ def read_transformers(job: Job) -> Any:
 
 
 def read_gguf(job: Job) -> Any:
-    """A GGUF file, decoded by transformers.
-
-    It misses the size of experts in a file's metadata (5.23), so a mixture is read with `config`.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """A GGUF file, decoded by transformers."""
+    from transformers import AutoModelForCausalLM
 
     path = Path(job["file"])
-    how = {"config": AutoConfig.for_model(**job["config"])} if job.get("config") else {}
     model: Any = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, **how
+        path.parent, gguf_file=path.name, dtype=torch.float32, **expert_settings(path)
     )
+    wanted = any(".experts." in there for there, _ in job["modules"])
+    if wanted and not any(".experts." in name for name, _ in model.named_parameters()):
+        raise SystemExit(
+            f"transformers reads its architecture as '{model.config.model_type}', without experts, "
+            "so that only llama.cpp can check it. Add --no-check to write it unchecked"
+        )
     return model
+
+
+def expert_settings(path: Path) -> dict[str, Any]:
+    """Settings to read a mixture of experts with: transformers 5.23 misses the experts' size."""
+    from gguf import GGUFReader
+    from transformers import AutoConfig
+
+    fields = GGUFReader(path).fields
+    arch = fields["general.architecture"].contents()
+    size = fields.get(f"{arch}.expert_feed_forward_length")
+    if size is None:
+        return {}
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    config.moe_intermediate_size = int(size.contents())
+    return {"config": config}
 
 
 def read_peft(job: Job) -> Any:

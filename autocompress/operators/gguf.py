@@ -27,10 +27,10 @@ def gguf(
 ) -> list[list[Solution]]:
     """Every weight at every GGUF type.
 
-    The encoder chooses a block's scales for the least squared error, weighted by the Hessian's
-    diagonal: what llama.cpp calls an importance matrix. They stay, and columns are solved on the
-    grid that they span. Lattice types (IQ1 to IQ3) have no such grid: the encoder's codes stay,
-    as they do with `rtn` and without statistics.
+    The encoder chooses a block's scales for the least squared error, weighted by an importance of
+    every input. They stay, and columns are solved on the grid that they span. Lattice types (IQ1 to
+    IQ3) have no such grid: the encoder's codes stay, as they do with `rtn` and without statistics;
+    their importance is the Hessian's diagonal, which llama.cpp calls an importance matrix.
 
     Args:
         weights: each (out_i, in), float32; they share one input.
@@ -52,10 +52,13 @@ def gguf(
     wanted = [level for level in levels if isinstance(level, GgufType)]
     measure = Measure.of(statistics, solver)
     stacked = torch.cat(list(weights)).float()
+    solving = statistics.known is not None and solver.method == "gptq"
+    chosen = [level for level in wanted if solving and level.name in LAYOUTS]
     importance = column_importance(statistics)
-    encoded = {level: encode(stacked, level, importance) for level in wanted}
-    if statistics.known is not None and solver.method == "gptq":
-        chosen = [level for level in wanted if level.name in LAYOUTS]
+    encoded = {lv: encode(stacked, lv, importance) for lv in wanted if lv not in chosen}
+    if chosen:
+        importance = solved_importance(statistics, solver)
+        encoded |= {level: encode(stacked, level, importance) for level in chosen}
         encoded |= solve_codes(stacked, encoded, chosen, statistics, solver)
     found: list[list[Solution]] = []
     start = 0
@@ -77,6 +80,22 @@ def column_importance(statistics: Statistics) -> Tensor | None:  # (in,), float3
     diagonal = statistics.known.diagonal().clone()
     diagonal[diagonal <= 0] = diagonal.mean()
     return diagonal
+
+
+def solved_importance(statistics: Statistics, solver: Solver) -> Tensor:  # (in,), positive
+    """Importance of every input where later columns make up for the error of earlier ones.
+
+    The geometric mean of the Hessian's diagonal, which counts an error that nothing repairs, and of
+    1/u², u the column's entry on the diagonal of the sweep's factor: what is left of it when the
+    later columns have done their best (GPTQ's error of a column is (gap/u)²/2). Chosen on
+    validation windows (studies/gguf).
+    """
+    plain = column_importance(statistics)
+    assert plain is not None
+    order, factor = ordered_factor(statistics, None, solver)
+    left = torch.empty_like(plain)
+    left[order] = 1 / factor.diagonal().square().to(plain.dtype)
+    return (plain * left).sqrt()
 
 
 def encode(weight: Tensor, level: GgufType, importance: Tensor | None) -> Array:

@@ -4,7 +4,7 @@
 
 RESULT is a finished search with --runtime gguf, DATABASE the level database of a session whose
 levels are drawn from. Every file is decoded by the `gguf` package and compared with the levels'
-dense weights; every tenth is read by transformers, too.
+dense weights; every fortieth is read by transformers, too.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from autocompress.exporters.source import Source
 from autocompress.levels import Dense, Level, parse_level
 from autocompress.packed import Packed
 
-READ_EVERY = 10  # files that transformers reads, too
+READ_EVERY = 40  # files that transformers reads, too
 
 
 @dataclass

@@ -119,7 +119,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="llama.cpp's own quantizer beside ours.")
     parser.add_argument("model", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--mixes-only", action="store_true", help="no file of a single type")
+    parser.add_argument("--mixes", nargs="*", default=tuple(BASE))
+    parser.add_argument("--types", nargs="*", default=tuple(BLOCKS), help="each alone")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     base_path, path = given.work / "base.gguf", given.work / "quantized.gguf"
@@ -127,29 +128,25 @@ def main() -> None:
     base = weights(base_path)
     matrix = importance(base)
     config = json.loads((given.model / "config.json").read_text())
-    wrong, compared, kinds = 0, 0, set()
-    for mix in BASE:
+    for mix in given.mixes:
         quantize(base_path, path, LlamaFileType[f"MOSTLY_{mix}"], matrix, pure=False)
-        made = weights(path)
-        expected = expected_types(mix, config)
+        made, expected = weights(path), expected_types(mix, config)
+        types = {name: tensor.tensor_type.name for name, tensor in made.items()}
         other = [
-            (name, expected.get(name), tensor.tensor_type.name)
-            for name, tensor in made.items()
-            if tensor.tensor_type.name != expected.get(name)
+            (name, expected.get(name), it) for name, it in types.items() if it != expected[name]
         ]
         rows = list(differing_bytes(base, made, matrix))
-        facts = {"mix": mix, "tensors": len(made), "other_types": other}
-        print(json.dumps(facts | {"other_bytes": sum(it[2] for it in rows)}), flush=True)
-        wrong, compared = wrong + sum(it[2] for it in rows), compared + len(rows)
-        kinds |= {kind for _, kind, _ in rows}
-    for kind in () if given.mixes_only else BLOCKS:
-        if f"MOSTLY_{kind}" not in LlamaFileType.__members__:
-            continue
-        quantize(base_path, path, LlamaFileType[f"MOSTLY_{kind}"], matrix, pure=True)
-        rows = list(differing_bytes(base, weights(path), matrix))
-        wrong, compared = wrong + sum(it[2] for it in rows), compared + len(rows)
-        kinds |= {it[1] for it in rows}
-    print(json.dumps({"compared": compared, "other_bytes": wrong, "types": sorted(kinds)}))
+        print(json.dumps({"mix": mix, "other_types": other} | counted(rows)), flush=True)
+    for kind in given.types:
+        if f"MOSTLY_{kind}" in LlamaFileType.__members__:
+            quantize(base_path, path, LlamaFileType[f"MOSTLY_{kind}"], matrix, pure=True)
+            rows = list(differing_bytes(base, weights(path), matrix))
+            print(json.dumps({"type": kind} | counted(rows)), flush=True)
+
+
+def counted(rows: list[tuple[str, str, bool]]) -> dict[str, Any]:
+    """How many tensors were compared, and which have other bytes."""
+    return {"tensors": len(rows), "other_bytes": [it[:2] for it in rows if it[2]]}
 
 
 if __name__ == "__main__":
