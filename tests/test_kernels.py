@@ -59,6 +59,25 @@ def test_full_weights(bits, isa):
     assert_all_within(every, isa)
 
 
+@pytest.mark.parametrize("mode", ["a16", "a32"])
+@pytest.mark.parametrize("bits", [3, 8])
+def test_inputs_of_any_size(bits, mode, isa):
+    """Sizes of x differ from row to row and within a row, and a NaN is seen in its row only."""
+    packed = weight(33, 257, bits, 64, False)
+    x = draw(4, 257, seed=3) * torch.tensor([1e-25, 1e-3, 1.0, 1e25])[:, None]
+    x[:, ::61] *= 300  # outliers
+    limit = {"a16": 3e-3, "a32": 1e-5}[mode]
+    wanted = reference.linear(x, packed, None)
+    for row in range(4):
+        found = kernels.linear(x[row : row + 1], packed, None, mode).double()
+        assert (found - wanted[row]).norm() < limit * wanted[row].norm()
+    assert not kernels.linear(torch.zeros(1, 257), packed, None, mode).any()
+    x[1, 70] = torch.nan
+    for rows in (slice(0, 2), slice(0, 4)):  # few rows are multiplied in another way than more
+        seen = kernels.linear(x[rows], packed, None, mode).isnan()
+        assert seen.all(1).tolist()[:2] == [False, True] and not seen[0].any()
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("pattern", ["bitmask", "2:4"])
 def test_sparse_weights(pattern, bits, isa):

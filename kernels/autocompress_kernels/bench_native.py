@@ -22,7 +22,7 @@ from autocompress_kernels.bench_cases import (
 )
 from autocompress_kernels.bench_weights import Made, bf16_weight, codes_weight, sparse_weight
 from autocompress_kernels.calls import matrix
-from autocompress_kernels.check import EXACT, ROUNDED
+from autocompress_kernels.check import EXACT, rounded_limit
 from autocompress_kernels.formats import MODES, PARTS, Packed
 from autocompress_kernels.library import failure, load
 from autocompress_kernels.memory import arena
@@ -84,7 +84,7 @@ class NativeWeight:
             copies=calls,
             turn=self.turn,
             check=check,
-            limits=(EXACT[mode], ROUNDED[mode]),
+            limits=(EXACT[mode], rounded_limit(mode, load().isa())),
             cold=is_cold(self.size),
             threads=threads,
             keep=(x, y, self._keep),

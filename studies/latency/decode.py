@@ -1,10 +1,11 @@
-"""Decode speed of the default model at one uniform level, head packed, against dense bf16.
+"""Decode speed of the default model at one uniform level, head packed, against the dense model.
 
     python studies/latency/decode.py [--level w4g64] [--threads 1 2]
 
 All decode in interleaved rounds after a prompt of 128 tokens, batch 1; the dense model through
-its own eager forward, and llama.cpp the default model's own GGUF file (Q4_1) where
-llama-cpp-python is installed. Weights of ours are random, which changes no latency.
+its own eager forward, in bf16 and in the type that suits this machine, and llama.cpp the default
+model's own GGUF file (Q4_1) where llama-cpp-python is installed. Weights of ours are random, which
+changes no latency.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=(1, 2))
     arguments = parser.parse_args()
     loaded = load_model(None, compute_dtype("auto"))
+    types = dict.fromkeys((torch.bfloat16, loaded.model.dtype))
+    dense = {dtype: load_model(None, dtype).model for dtype in types}
     linears = find_layers(loaded.model, ("blocks", "embedding"))
     levels = {linear.name: parse_level(arguments.level) for linear in linears}
     target = Target("cpu")
@@ -69,18 +72,18 @@ def main() -> None:
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         load = Path("/proc/loadavg").read_text().split()[0]
-        watches = [Stopwatch(loaded.model, target, plain=True), Stopwatch(packed, target)]
+        plain = [Stopwatch(model, target, plain=True) for model in dense.values()]
+        watches = [Stopwatch(packed, target), *plain]
         if find_spec("llama_cpp"):
             rival = Stopwatch(packed, target)
             rival.decoder = LlamaCpp(default_gguf(), target.prompt + STEPS, threads)
             watches.append(rival)
-        dense, ours, *rivals = time_models(watches)
+        ours, *others = time_models(watches)
         print(f"{threads} threads, load {load}; {ours.decoder} decoder, {dict(ours.backends)}")
-        print(f"  dense bf16 {speed(dense)}")
-        print(f"  {arguments.level} {speed(ours)}, {dense.ms / ours.ms:.1f} times dense")
-        for rival in rivals:
-            ratio = rival.ms / ours.ms
-            print(f"  llama.cpp Q4_1 {speed(rival)}; ours is {ratio:.2f} times as fast")
+        print(f"  {arguments.level} {speed(ours)}")
+        names = [f"dense {dtype}".replace("torch.", "") for dtype in dense]
+        for name, other in zip([*names, "llama.cpp Q4_1"], others, strict=False):
+            print(f"  {name} {speed(other)}; ours is {other.ms / ours.ms:.2f} times as fast")
 
 
 def default_gguf() -> Path:

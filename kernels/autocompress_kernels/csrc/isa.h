@@ -5,8 +5,9 @@
 //   F half(const uint16_t *)       fp16 to float, one vector
 //   Dot<B>                         CHUNK, BIAS, CHAINS, Partial, begin, add, end: u8 codes x s8
 //   constexpr bool HAS_BF16; F dot_bf16(F, U, uint32_t)
-//   const uint8_t *expand8(uint8_t *block, const uint8_t *values, uint64_t mask)
-//   const uint8_t *expand16(uint8_t *block, const uint8_t *values, uint32_t mask)
+//   constexpr bool HAS_DIGITS      whether few rows of float32 are multiplied as int8 digits
+//   const uint8_t *expand8(uint8_t *block, const uint8_t *values, const uint8_t *masks)
+//   const uint8_t *expand16(uint8_t *block, const uint8_t *values, const uint8_t *masks)
 
 #include "tile.h"
 #include "products.h"
@@ -41,6 +42,15 @@ void multiply(Tile (&t)[TB], Span span, const Activations &x, int64_t row, F (&y
     if (x.mode == ACK_A8)
       return tile_a8<B, MT, TB>(t, span, words + at / 4, x.scales + side,
                                 (const int32_t *)x.sums + side, y);
+  }
+  if constexpr (B < 16 && HAS_DIGITS && MT <= MOST_DIGITS) {
+    const int64_t each = w.segment / 4 * MT, first = row * w.width;
+    const int32_t *sums = (const int32_t *)x.sums + side;
+    if (x.exact)
+      return tile_a8<B, MT, TB, 3>(t, span, words + first + span.from * 3 * each, x.scales + side,
+                                   sums, y);
+    return tile_a8<B, MT, TB, 2>(t, span, words + first + span.from * 2 * each, x.scales + side,
+                                 sums, y);
   }
   for (int n = 0; n < TB; n++) {
     if constexpr (HAS_BF16) {

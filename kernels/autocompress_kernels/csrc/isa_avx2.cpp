@@ -13,11 +13,12 @@ ACK_INLINE F half(const uint16_t *from) {
 }
 
 // vpmaddubsw adds two products into 16 bits and saturates, so CHUNK blocks are added in 16 bits only
-// as long as 2 * CHUNK * 127 * (2^B - 1) <= 32767. At 8 bits one block is too much: codes are taken
-// minus 128, their absolute value as the unsigned operand and their sign moved to x.
+// as long as 2 * CHUNK * 127 * (2^B - 1) <= 32767; 16 are all of a segment. At 8 bits one block is
+// too much: codes are taken minus 128, their absolute value as the unsigned operand and their sign
+// moved to x.
 template <int B>
 struct Dot {
-  static constexpr int CHUNK = B <= 4 ? 8 : B == 5 ? 4 : B == 6 ? 2 : 1;
+  static constexpr int CHUNK = B <= 3 ? 16 : B == 4 ? 8 : B == 5 ? 4 : B == 6 ? 2 : 1;
   static constexpr int BIAS = B == 8 ? 128 : 0, CHAINS = 1;
   typedef I Partial;
   static ACK_INLINE I begin(I) { return I{}; }
@@ -28,14 +29,18 @@ struct Dot {
       four = _mm256_sign_epi8(four, c);
       c = _mm256_abs_epi8(c);
     }
-    return (I)_mm256_add_epi16((__m256i)part, _mm256_maddubs_epi16(c, four));
+    __m256i sum = _mm256_add_epi16((__m256i)part, _mm256_maddubs_epi16(c, four));
+    asm("" : "+x"(sum));  // GCC would add in a tree, whose branches do not fit into 16 registers
+    return (I)sum;
   }
   static ACK_INLINE I end(I acc, I part) {
     return acc + (I)_mm256_madd_epi16((__m256i)part, _mm256_set1_epi16(1));
   }
 };
 
-#include "plain.h"
+constexpr bool HAS_BF16 = false, HAS_DIGITS = true;
+
+#include "expand.h"
 #include "isa.h"
 #include "elementwise.h"
 }  // namespace

@@ -6,7 +6,9 @@
 namespace ack {
 namespace {
 #include "avx512.h"
-#include "plain.h"
+constexpr bool HAS_BF16 = false, HAS_DIGITS = false;
+
+#include "expand.h"
 #include "isa.h"
 #include "elementwise.h"
 }  // namespace

@@ -25,7 +25,9 @@ struct Dot {
   static ACK_INLINE I end(I, I part) { return part; }
 };
 
-#include "plain.h"
+constexpr bool HAS_BF16 = false, HAS_DIGITS = false;
+
+#include "scatter.h"
 #include "isa.h"
 #include "elementwise.h"
 }  // namespace

@@ -31,7 +31,8 @@ struct Weights {
 // from row r begins at r * width elements and holds, next to each other for all its rows:
 //   A8:  4 int8 of one block's columns          (scale and sum, an int32, per segment)
 //   A16: 2 x 2 bf16, columns 0, 2 and 1, 3 of a block; 16-bit weights: columns 0, 1 (sum per segment)
-//   A32: 1 float
+//   A32: 1 float; where units split few rows into int8 digits, 3 for each float or 2 where it is not
+//        exact: 4 first digits of one block's columns, then 4 second ... (scale and sum per segment)
 struct Activations {
   void *data;
   float *scales;        // batch from row r: [segments][R] at r * segments

@@ -6,64 +6,85 @@ struct Split {
   static constexpr int ALL = NV * TB, FIT = TB * BATCH / MT, IB = ALL < FIT ? ALL : FIT;
 };
 
-// TB tiles at once, so that each value of x is loaded once for all of them.
-template <int B, int MT, int TB>
+// TB tiles at once, so that each value of x is loaded once for all of them. x is int8, or float32 in
+// D digits, each of which is multiplied like a row of int8 (activations.h).
+template <int B, int MT, int TB, int D = 1>
 ACK_FLATTEN void tile_a8(Tile (&t)[TB], Span span, const uint32_t *x, const float *xscale,
                          const int32_t *xsum, F (&y)[TB][MT][NV]) {
-  typedef Dot<B> D;
-  constexpr int IB = Split<MT, TB>::IB, A = D::CHAINS / (MT * IB) > 1 ? D::CHAINS / (MT * IB) : 1;
+  typedef Dot<B> P;
+  constexpr int R = MT * D, IB = Split<MT, TB>::IB;
+  constexpr int A = P::CHAINS / (R * IB) > 1 ? P::CHAINS / (R * IB) : 1;
+  constexpr bool WHOLE = P::CHUNK > BLOCKS;  // a segment's products fit into one partial sum
   for (int64_t s = span.from; s < span.to; s++) {
     const uint8_t *w[TB];
-    each<TB>([&](auto n) ACK_LAMBDA { w[n.value] = t[n.value].segment(s); });
+    each<TB>([&](auto n) ACK_LAMBDA { w[n.value] = t[n.value].template segment<B>(s); });
     const int count = t[0].supers(s);
     for (int i0 = 0; i0 < NV * TB; i0 += IB) {
-      I acc[A][MT][IB] = {};
-      each<IB>([&](auto i) ACK_LAMBDA {
-        const I zero = t[(i0 + i.value) / NV].zero(s, (i0 + i.value) % NV) - D::BIAS;
-        each<MT>([&](auto m) ACK_LAMBDA { acc[0][m.value][i.value] = -zero * xsum[m.value]; });
-      });
+      I acc[A][R][IB] = {};
+      if constexpr (D == 1) {
+        each<IB>([&](auto i) ACK_LAMBDA {
+          const I zero = t[(i0 + i.value) / NV].zero(s, (i0 + i.value) % NV) - P::BIAS;
+          each<MT>([&](auto m) ACK_LAMBDA { acc[0][m.value][i.value] = -zero * xsum[m.value]; });
+        });
+      }
       const uint32_t *xs = x;
-      for (int sb = 0; sb < count; sb++, xs += BLOCKS * MT) {
+      typename P::Partial part[A][R][IB];
+      auto begin = [&]() ACK_LAMBDA {
+        for (int a = 0; a < A; a++)
+          for (int r = 0; r < R; r++)
+            for (int i = 0; i < IB; i++) part[a][r][i] = P::begin(acc[a][r][i]);
+      };
+      auto end = [&]() ACK_LAMBDA {
+        for (int a = 0; a < A; a++)
+          for (int r = 0; r < R; r++)
+            for (int i = 0; i < IB; i++) acc[a][r][i] = P::end(acc[a][r][i], part[a][r][i]);
+      };
+      if (WHOLE) begin();
+      for (int sb = 0; sb < count; sb++, xs += BLOCKS * R) {
         if (B <= 5 && MT <= 2 && i0 == 0)
           ACK_REPEAT(B, p, __builtin_prefetch(w[0] + sb * 64 * B + AHEAD + 64 * p, 0, B == 5 ? 2 : 3));
         Planes<B, (TB == 1)> planes[IB];
         each<IB>([&](auto i) ACK_LAMBDA {
           planes[i.value].read(w[(i0 + i.value) / NV] + sb * 64 * B, (i0 + i.value) % NV);
         });
-        each<BLOCKS / D::CHUNK>([&](auto c) ACK_LAMBDA {
-          typename D::Partial part[A][MT][IB];
-          for (int a = 0; a < A; a++)
-            for (int m = 0; m < MT; m++)
-              for (int i = 0; i < IB; i++) part[a][m][i] = D::begin(acc[a][m][i]);
-          each<D::CHUNK>([&](auto jj) ACK_LAMBDA {
-            constexpr int j = c.value * D::CHUNK + jj.value;
+        constexpr int CHUNK = WHOLE ? BLOCKS : P::CHUNK;
+        each<BLOCKS / CHUNK>([&](auto c) ACK_LAMBDA {
+          if (!WHOLE) begin();
+          each<CHUNK>([&](auto jj) ACK_LAMBDA {
+            constexpr int j = c.value * CHUNK + jj.value;
             U q[IB];
             each<IB>([&](auto i) ACK_LAMBDA { q[i.value] = planes[i.value].codes(j); });
-            each<MT>([&](auto m) ACK_LAMBDA {
+            each<R>([&](auto r) ACK_LAMBDA {
               each<IB>([&](auto i) ACK_LAMBDA {
-                auto &p = part[j % A][m.value][i.value];
-                p = D::add(p, q[i.value], xs[j * MT + m.value]);
+                auto &p = part[j % A][r.value][i.value];
+                p = P::add(p, q[i.value], xs[j * R + r.value]);
               });
             });
           });
-          for (int a = 0; a < A; a++)
-            for (int m = 0; m < MT; m++)
-              for (int i = 0; i < IB; i++) acc[a][m][i] = D::end(acc[a][m][i], part[a][m][i]);
+          if (!WHOLE) end();
         });
       }
+      if (WHOLE) end();
       each<IB>([&](auto i) ACK_LAMBDA {
         Tile &tile = t[(i0 + i.value) / NV];
         const int lane = (i0 + i.value) % NV;
         const F scale = tile.scale(s, lane);
+        F zero = {};
+        if (D > 1) zero = __builtin_convertvector(tile.zero(s, lane) - P::BIAS, F);
         each<MT>([&](auto m) ACK_LAMBDA {
-          I sum = acc[0][m.value][i.value];
-          for (int a = 1; a < A; a++) sum += acc[a][m.value][i.value];
-          const F dot = __builtin_convertvector(sum, F);
+          F dot = {};
+          each<D>([&](auto d) ACK_LAMBDA {
+            I sum = acc[0][m.value * D + d.value][i.value];
+            for (int a = 1; a < A; a++) sum += acc[a][m.value * D + d.value][i.value];
+            const F digit = __builtin_convertvector(sum, F);
+            dot = d.value ? dot * (float)DIGIT + digit : digit;
+          });
+          if (D > 1) dot -= zero * (float)xsum[m.value];
           y[(i0 + i.value) / NV][m.value][lane] += dot * (scale * xscale[m.value]);
         });
       });
     }
-    x += count * BLOCKS * MT, xscale += MT, xsum += MT;
+    x += count * BLOCKS * R, xscale += MT, xsum += MT;
   }
 }
 
@@ -75,7 +96,7 @@ ACK_FLATTEN void tile_a16(Tile &t, Span span, const uint32_t *x, const float *xs
   constexpr float OFFSET = B == 8 ? 2048 + 128 : 128;
   constexpr int A = 4 / MT > 1 ? 4 / MT : 1;
   for (int64_t s = span.from; s < span.to; s++) {
-    const uint8_t *w = t.segment(s);
+    const uint8_t *w = t.segment<B>(s);
     const int count = t.supers(s);
     for (int i = 0; i < NV; i++) {
       F acc[A][MT] = {};
@@ -120,7 +141,7 @@ template <int B, int MT>
 ACK_FLATTEN void tile_a32(Tile &t, Span span, const float *x, F (&y)[MT][NV]) {
   constexpr int A = 4 / MT > 1 ? 4 / MT : 1;
   for (int64_t s = span.from; s < span.to; s++) {
-    const uint8_t *w = t.segment(s);
+    const uint8_t *w = t.segment<B>(s);
     const int count = t.supers(s);
     for (int i = 0; i < NV; i++) {
       F acc[A][MT] = {};
@@ -149,40 +170,46 @@ ACK_FLATTEN void tile_a32(Tile &t, Span span, const float *x, F (&y)[MT][NV]) {
   }
 }
 
-// bf16 weights; pairs of bf16 activations, or floats where EXACT.
+// bf16 weights; pairs of bf16 activations, or floats where not PAIRS.
 template <int MT, bool PAIRS>
 ACK_FLATTEN void tile_dense(Tile &t, Span span, const void *data, F (&y)[MT][NV]) {
   constexpr int A = 4 / MT > 1 ? 4 / MT : 1;
+  constexpr int IB = MT <= 2 ? NV < 2 ? NV : 2 : 1;  // vectors of a block that share a value of x
   const uint32_t *pairs = (const uint32_t *)data;
   const float *x = (const float *)data;
   for (int64_t s = span.from; s < span.to; s++) {
-    const uint8_t *w = t.segment(s);
+    const uint8_t *w = t.segment<16>(s);
     const int count = t.supers(s);
-    for (int i = 0; i < NV; i++) {
-      F acc[A][MT] = {};
+    for (int i0 = 0; i0 < NV; i0 += IB) {
+      F acc[A][MT][IB] = {};
       for (int sb = 0; sb < count; sb++) {
         const uint8_t *super = w + sb * 1024;
-        if (MT <= 2 && i == 0) ACK_REPEAT(16, p, __builtin_prefetch(super + AHEAD + 64 * p));
+        if (MT <= 2 && i0 == 0) ACK_REPEAT(16, p, __builtin_prefetch(super + AHEAD + 64 * p));
         each<16>([&](auto jj) ACK_LAMBDA {
           constexpr int j = jj.value;
-          U v = load(super + 64 * j + VB * i);
-          if constexpr (PAIRS) {
-            each<MT>([&](auto m) ACK_LAMBDA {
-              F &sum = acc[j % A][m.value];
-              sum = dot_bf16(sum, v, pairs[(sb * 16 + j) * MT + m.value]);
-            });
-          } else {
-            F even = (F)(v << 16), odd = (F)(v & 0xFFFF0000u);
-            const float *pair = x + (sb * 16 + j) * 2 * MT;
-            each<MT>([&](auto m) ACK_LAMBDA {
-              acc[j % A][m.value] += even * pair[m.value];
-              acc[(j + 1) % A][m.value] += odd * pair[MT + m.value];
-            });
-          }
+          each<IB>([&](auto ii) ACK_LAMBDA {
+            constexpr int i = ii.value;
+            U v = load(super + 64 * j + VB * (i0 + i));
+            if constexpr (PAIRS) {
+              each<MT>([&](auto m) ACK_LAMBDA {
+                F &sum = acc[j % A][m.value][i];
+                sum = dot_bf16(sum, v, pairs[(sb * 16 + j) * MT + m.value]);
+              });
+            } else {
+              F even = (F)(v << 16), odd = (F)(v & 0xFFFF0000u);
+              const float *pair = x + (sb * 16 + j) * 2 * MT;
+              each<MT>([&](auto m) ACK_LAMBDA {
+                acc[j % A][m.value][i] += even * pair[m.value];
+                acc[(j + 1) % A][m.value][i] += odd * pair[MT + m.value];
+              });
+            }
+          });
         });
       }
       each<MT>([&](auto m) ACK_LAMBDA {
-        for (int a = 0; a < A; a++) y[m.value][i] += acc[a][m.value];
+        each<IB>([&](auto i) ACK_LAMBDA {
+          for (int a = 0; a < A; a++) y[m.value][i0 + i.value] += acc[a][m.value][i.value];
+        });
       });
     }
     pairs += count * 16 * MT, x += count * SUPER * MT;

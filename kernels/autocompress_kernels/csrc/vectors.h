@@ -16,6 +16,9 @@ constexpr int TILES = VB == 64 ? 2 : 1;  // that share a value of x, where regis
 constexpr int64_t BATCHES = 4;           // batches of rows that share a tile's span
 constexpr int AHEAD = 6400;              // bytes prefetched ahead; at 4096, lines share cache sets
 
+constexpr int DIGIT = 128;               // base of a float's digits
+constexpr int MOST_DIGITS = 2;           // rows that are split into them
+
 template <int N>
 struct Index {
   static constexpr int value = N;
@@ -46,17 +49,3 @@ ACK_INLINE void keep(U &v) {
 }
 
 ACK_INLINE F splat(float value) { return F{} + value; }
-
-// Without an instruction for it: the kept elements of a block go to their places one by one.
-ACK_INLINE const uint8_t *scatter8(uint8_t *block, const uint8_t *values, uint64_t mask) {
-  __builtin_memset(block, 128, 64);
-  for (; mask; mask &= mask - 1) block[__builtin_ctzll(mask)] = *values++;
-  return values;
-}
-
-ACK_INLINE const uint8_t *scatter16(uint8_t *block, const uint8_t *values, uint32_t mask) {
-  __builtin_memset(block, 0, 64);
-  for (; mask; mask &= mask - 1, values += 2)
-    __builtin_memcpy(block + 2 * __builtin_ctz(mask), values, 2);
-  return values;
-}
