@@ -18,6 +18,7 @@ from autocompress import (
     run_commands,
 )
 from autocompress.errors import AutocompressError
+from autocompress.worker_options import with_workers
 
 if TYPE_CHECKING:
     from autocompress.config import StudyConfig
@@ -112,6 +113,7 @@ def _fail(message: str) -> NoReturn:
 
 
 @app.command()
+@with_workers
 def search(
     context: typer.Context,
     budget: Budget = None,

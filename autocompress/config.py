@@ -15,6 +15,7 @@ from autocompress.ranges import range_texts
 from autocompress.spaces import Pin, parse_pin
 from autocompress.tables import check_keys, did_you_mean, read_toml
 from autocompress.targets import MODES, Target
+from autocompress.workers import Workers
 
 DTYPES = ("auto", "bfloat16", "float32")
 METHODS = ("gptq", "rtn")
@@ -28,7 +29,8 @@ class StudyConfig:
 
     Raises:
         AutocompressError: a value is out of range (`ConfigError`), a pin (`SpaceError`), a level
-            (`LevelError`), split sizes (`CalibrationError`) or target (`LatencyError`) are wrong.
+            (`LevelError`), split sizes (`CalibrationError`), target (`LatencyError`) or workers
+            (`WorkerError`) are wrong.
     """
 
     model: str | None = None  # folder, GGUF file or Hub id; None is the default model
@@ -61,6 +63,10 @@ class StudyConfig:
     prompt: int = 128  # tokens that the target reads before it decodes, at least 1
     decode: float = 1.0  # share of decoded tokens among all, 0 to 1; the others are read
     activations: str = "int8"  # inside kernels: 'int8', 'bfloat16' or 'float32' (exact)
+    workers: int | None = None  # processes that score and solve; None is this one alone
+    worker_threads: int = 1  # of each
+    backend: str = "loky"  # what runs them: 'loky' (on this machine), 'dask' or 'ray'
+    scheduler: str | None = None  # address of its cluster; None is one of this process or machine
     out: Path = Path("compressed")  # folder of the result
     run: Path | None = None  # folder of database and study; None is `<out>.run`
     storage: str | None = None  # of the Optuna study, an URL or a path; None is a journal in `run`
@@ -73,6 +79,7 @@ class StudyConfig:
         self.prefix_level()
         self.parsed_pins()
         self.parsed_target()
+        self.parsed_workers()
         self._check_folders()
         _ = self.limits  # must be readable
 
@@ -133,6 +140,10 @@ class StudyConfig:
             mode=MODES[self.activations],
         )
 
+    def parsed_workers(self) -> Workers:
+        """Which processes compute."""
+        return Workers(self.workers, self.worker_threads, self.backend, self.scheduler)
+
     def _check_choices(self) -> None:
         choices_of = {"dtype": DTYPES, "method": METHODS, "activations": tuple(MODES)}
         choices_of["minimize"] = MINIMIZE
@@ -158,7 +169,7 @@ class StudyConfig:
     def _check_strings(self) -> None:
         for name in (
             *("model", "space", "runtime", "calibration", "strategy", "storage", "target"),
-            "pareto",
+            *("pareto", "scheduler"),
         ):
             got = getattr(self, name)
             if got is not None and not got.strip():

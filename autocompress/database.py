@@ -41,6 +41,7 @@ class LevelDatabase:
         shapes: module -> (out, in).
         seconds: level key -> wall time that its entries took in this process; not stored, so that
             a database that was built in parts is the same database.
+        room: bytes of dense weights kept in memory at most.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class LevelDatabase:
     seconds: dict[str, float] = field(default_factory=dict)
     cache: OrderedDict[tuple[str, str, torch.dtype], Tensor] = field(default_factory=OrderedDict)
     cached: int = 0  # bytes in `cache`
+    room: int = CACHE_BYTES
 
     def __contains__(self, key: tuple[str, Level]) -> bool:
         module, level = key
@@ -99,7 +101,7 @@ class LevelDatabase:
         made = self.load(module, level).dense().to(dtype)
         self.cache[key] = made
         self.cached += made.nbytes
-        while self.cached > CACHE_BYTES and len(self.cache) > 1:
+        while self.cached > self.room and len(self.cache) > 1:
             self.cached -= self.cache.popitem(last=False)[1].nbytes
         return made
 

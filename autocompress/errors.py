@@ -51,5 +51,9 @@ class LatencyError(AutocompressError, ValueError):
     """A target, a latency store or a measurement that cannot price what a search needs."""
 
 
+class WorkerError(AutocompressError, RuntimeError):
+    """Workers that cannot be started, cannot be reached, or die again and again."""
+
+
 class OutputError(AutocompressError, OSError):
     """An output folder that is not ours, or a disk that refused a write."""

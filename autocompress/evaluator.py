@@ -11,6 +11,7 @@ import torch
 
 from autocompress.core import Allocation, Fidelity, Score, SearchSpace
 from autocompress.database import LevelDatabase
+from autocompress.machine import limited_threads
 from autocompress.prefix import PrefixModel
 from autocompress.progress import Progress
 from autocompress.quality import Teacher, score, stored_teacher, teacher, vocabulary_of
@@ -28,6 +29,7 @@ class Evaluator:
         windows: the four splits.
         folder: where the dense model's distributions are kept, one file per split.
         progress: told while they are computed.
+        threads: that scoring takes; None leaves torch's number alone.
     """
 
     def __init__(
@@ -38,7 +40,9 @@ class Evaluator:
         windows: Windows,
         folder: Path,
         progress: Progress,
+        threads: int | None = None,
     ) -> None:
+        self.threads = threads
         self.stitched = StitchedModel(model, space, database)
         self.forward = PrefixModel(self.stitched)
         self.windows, self.folder, self.progress = windows, folder, progress
@@ -59,14 +63,8 @@ class Evaluator:
         """
         rows = torch.from_numpy(self.windows.rows(fidelity)[known:])
         reference = self.teacher(fidelity.split).rows(rows)
-        wanted = [*starmap(self.forward.agreement, pairwise(allocations)), None]
-        found = [Score((), ()) for _ in allocations]
-        for part in reference.batches(vocabulary_of(self.stitched.model)):
-            for i, (allocation, keep) in enumerate(zip(allocations, wanted, strict=True)):
-                self.stitched.stitch(allocation)
-                self.forward.keep = keep  # what the next one shares; of the last one, everything
-                found[i] = found[i].then(score(self.forward, part, fidelity.positions))
-        return found
+        with limited_threads(self.threads):
+            return score_together(self.forward, allocations, reference, fidelity.positions)
 
     def teacher(self, split: str) -> Teacher:
         """The dense model's distributions on a whole split."""
@@ -77,6 +75,32 @@ class Evaluator:
                 with self.progress.task(f"dense model on {split} windows") as advance:
                     return teacher(self.stitched.restore(), tokens, progress=advance)
 
-            path = self.folder / f"teacher-{split}.safetensors"
+            path = teacher_path(self.folder, split)
             self._teachers[split] = stored_teacher(path, compute, tokens)
         return self._teachers[split]
+
+
+def score_together(
+    forward: PrefixModel,
+    allocations: Sequence[Allocation],
+    reference: Teacher,
+    positions: slice,
+) -> list[Score]:
+    """Scores of several allocations on the reference's windows, each as if it were alone.
+
+    Args:
+        positions: of every window, to compare at.
+    """
+    wanted = [*starmap(forward.agreement, pairwise(allocations)), None]
+    found = [Score((), ()) for _ in allocations]
+    for part in reference.batches(vocabulary_of(forward.model)):
+        for i, (allocation, keep) in enumerate(zip(allocations, wanted, strict=True)):
+            forward.stitched.stitch(allocation)
+            forward.keep = keep  # what the next one shares; of the last one, everything
+            found[i] = found[i].then(score(forward, part, positions))
+    return found
+
+
+def teacher_path(folder: Path, split: str) -> Path:
+    """Where a run folder keeps the dense model's distributions on a split."""
+    return folder / f"teacher-{split}.safetensors"

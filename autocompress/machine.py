@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,20 @@ def compute_dtype(name: str) -> torch.dtype:
         name = "bfloat16" if cpu_flags() & set(FAST_BF16) else "float32"
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+@contextmanager
+def limited_threads(count: int | None) -> Iterator[None]:
+    """While inside, torch computes with `count` threads; None changes nothing."""
+    if count is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def describe_machine(dtype: torch.dtype) -> dict[str, Any]:

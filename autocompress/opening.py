@@ -22,6 +22,8 @@ from autocompress.run_record import recorded_study, write_record
 from autocompress.session import Session, complete_database, open_session, undominated
 from autocompress.smallest import Goal, split_goal
 from autocompress.study import Study
+from autocompress.worker_scoring import Setup, SharedEvaluator
+from autocompress.workers import Pool, open_pool
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,26 @@ def open_search(config: StudyConfig, progress: Progress) -> Iterator[Opened]:
     Raises:
         AutocompressError: any input is wrong; nothing but the run folder was written.
     """
-    session, stop = open_session(config, progress), Stop()
+    with open_pool(config.parsed_workers(), progress.say) as pool:
+        session = open_session(config, progress)
+        yield from _opened(session, pool)
+
+
+def _opened(session: Session, pool: Pool | None) -> Iterator[Opened]:
+    config, progress, stop = session.config, session.progress, Stop()
     limit = open_limit(session)
     (goal, budgets), costs = _budgets(session, limit), _costs(session, limit)
     evaluator = make_evaluator(session)
     recorded = predicted_costs(session, limit)
+    scoring = evaluator if pool is None else SharedEvaluator(evaluator, _setup(session, pool), pool)
     with Study(
-        config.run_folder, session.space, recorded, session.facts(), evaluator, pause=stop.check
+        config.run_folder,
+        session.space,
+        recorded,
+        session.facts(),
+        scoring,
+        pause=stop.check,
+        workers=1 if pool is None else pool.size,
     ) as study:
         mirror = _open_mirror(session, recorded)
         complete_database(session)
@@ -90,6 +105,23 @@ def make_evaluator(session: Session) -> Evaluator:
         session.windows,
         session.config.run_folder,
         session.progress,
+        session.config.parsed_workers().own_threads,
+    )
+
+
+def _setup(session: Session, pool: Pool) -> Setup:
+    """What the pool's workers open of a session."""
+    loaded, folder = session.loaded, session.config.run_folder.resolve()
+    return Setup(
+        key=f"{folder} {fingerprint(session.facts())}",
+        model=source_of(session.config.model),
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        fingerprint=loaded.fingerprint,
+        space=session.space,
+        database=session.database.path.resolve(),
+        identity=session.database.identity,
+        folder=folder,
+        share=pool.size,
     )
 
 

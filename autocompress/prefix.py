@@ -47,7 +47,7 @@ class PrefixModel:
         self.model, self.memory, self.blocks_run = stitched.model, memory, 0
         self.keep: int | None = None
         prefix, self._blocks = find_blocks(self.model)
-        self._stitched = stitched
+        self.stitched = stitched
         self._members = _members(stitched, prefix, len(self._blocks))
         self._kept: OrderedDict[bytes, Any] = OrderedDict()  # node -> output of its block
         self._bytes = 0
@@ -64,7 +64,7 @@ class PrefixModel:
 
     def agreement(self, one: Allocation, other: Allocation) -> int:
         """Blocks at the start that are the same, with all that comes before them."""
-        layers = self._stitched.space.layers
+        layers = self.stitched.space.layers
         differing = {
             name
             for layer, a, b in zip(layers, one.levels, other.levels, strict=True)
@@ -119,7 +119,7 @@ class PrefixModel:
         """The node of every block; fewer where a weight is no level's."""
         nodes, node = [], hashlib.sha256(tokens.contiguous().numpy().tobytes())
         node.update(repr(tuple(tokens.shape)).encode())
-        current = self._stitched.current
+        current = self.stitched.current
         for names in self._members:
             part = [current[name] for name in names]
             if None in part:

@@ -193,12 +193,21 @@ def stored_teacher(path: Path, compute: Callable[[], Teacher], windows: np.ndarr
         tensors = {field.name: getattr(made, field.name).contiguous() for field in fields(made)}
         write_atomically(path, lambda draft: save_file(tensors, draft))
         return made
-    try:
-        found = Teacher(**load_file(path))
-    except (SafetensorError, TypeError) as error:
-        raise StudyError(
-            f"'{path}' must be whole. Got: {error}. Delete it; it is remade."
-        ) from error
+    found = read_teacher(path)
     if not torch.equal(found.windows, torch.from_numpy(windows)):
         raise StudyError(f"'{path}' must hold this run's windows. Got others. Use another --run.")
     return found
+
+
+def read_teacher(path: Path) -> Teacher:
+    """The teacher kept at `path`.
+
+    Raises:
+        StudyError: the file is missing or damaged.
+    """
+    try:
+        return Teacher(**load_file(path))
+    except (OSError, SafetensorError, TypeError) as error:
+        raise StudyError(
+            f"'{path}' must be whole. Got: {error}. Delete it; it is remade."
+        ) from error

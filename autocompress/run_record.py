@@ -20,6 +20,7 @@ from autocompress.optuna_storage import masked
 RECORD = "run.json"
 FORMAT = 1
 AIMS = ("budgets", "pareto")  # settings that say what is searched for
+MACHINE = ("run", "workers", "worker_threads", "backend", "scheduler")  # where, not what: forgotten
 PATHS = ("model", "space", "calibration", "target", "storage", "out")  # that may be paths
 
 Record = Mapping[str, Any]
@@ -45,7 +46,7 @@ def write_record(
     settings = {
         name: _plain(name, value)
         for name, value in asdict(config).items()
-        if value is not None and name != "run"
+        if value is not None and name not in MACHINE
     }
     rows = zip(space.layers, space.levels, strict=True)
     layers = [_layer(layer, levels) for layer, levels in rows]

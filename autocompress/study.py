@@ -32,8 +32,8 @@ class Together(Protocol):
         """Their scores, in order, on all but the first `known` windows."""
 
 
-GROUP = 8  # allocations scored at once at most
-GROUP_TOKENS = 1 << 16  # that they score at most: what a kill may lose
+GROUP = 8  # allocations scored at once at most, by each worker
+GROUP_TOKENS = 1 << 16  # that they score at most, each worker: what a kill may lose
 
 LOCK = "study.lock"
 FORMAT = 2  # of the rows
@@ -44,7 +44,8 @@ class Study:
 
     Inside `with`, the folder belongs to this process alone, `evaluate` answers what is known
     and records the rest, one durable row each, so a run that is killed at any moment loses at
-    most the group it was in: 8 evaluations and 65,536 tokens, or one evaluation. Windows that an
+    most the group it was in: 8 evaluations and 65,536 tokens for every worker, or one evaluation.
+    Rows do not depend on the number of workers, but for their seconds. Windows that an
     allocation was scored on are not scored again when another fidelity of the same seed, at the
     same positions, names them.
 
@@ -58,6 +59,7 @@ class Study:
             the fidelity; the expensive part. What can score several `Together` is asked to.
         clock: seconds, for the recorded duration.
         pause: called before every group that is scored: where a run may end.
+        workers: that score a group among them.
 
     Attributes:
         trials: all finished evaluations by number.
@@ -80,6 +82,7 @@ class Study:
         score: Measure | Together,
         clock: Callable[[], float] = time.perf_counter,
         pause: Callable[[], None] = lambda: None,
+        workers: int = 1,
     ) -> None:
         self.path = path
         self.fresh = 0
@@ -88,6 +91,7 @@ class Study:
         self.trials, self.spent = self._seen.trials, self._seen.spent
         self.spent_until = self._seen.spent_until
         self._space, self._score, self._clock, self._pause = space, score, clock, pause
+        self._workers = workers
         as_read = json.loads(write_row(facts))  # tuples are lists
         self._facts = {"format": FORMAT, **as_read}
         self._known: dict[tuple[str, Fidelity], Trial] = {}
@@ -161,8 +165,8 @@ class Study:
         alike: defaultdict[int, list[Allocation]] = defaultdict(list)
         for allocation in sorted(fresh, key=lambda it: [str(level) for level in it.levels]):
             alike[len(self._shared(allocation, fidelity)[0].losses)].append(allocation)
-        most = GROUP if isinstance(self._score, Together) else 1
-        size = min(most, max(1, GROUP_TOKENS // fidelity.tokens))
+        most = GROUP * self._workers if isinstance(self._score, Together) else 1
+        size = min(most, max(1, GROUP_TOKENS * self._workers // fidelity.tokens))
         return [
             (k, them[i : i + size]) for k, them in alike.items() for i in range(0, len(them), size)
         ]

@@ -57,6 +57,7 @@ TIERS = (
             "latency",
             "domination",
             "patterns",
+            "workers",
         ),
     ),
     (
@@ -95,12 +96,15 @@ TIERS = (
     ("exporters", "report", "loading"),
     ("output", "result", "evaluator", "session", "scoring", "benchmark", "tasks"),
     ("verification", "card", "foreign_scoring"),
-    ("estimates", "latency_local", "latency_setup", "outlier_scores"),
+    ("estimates", "latency_local", "latency_setup", "outlier_scores", "worker_scoring"),
     ("latency_search",),
     ("opening",),
     ("finalists", "manifest", "writing", "front_search", "front_writing", "quality_search"),
     ("pipeline", "points", "doctor", "exporting", "planning", "profiling"),
-    ("show", "run_commands", "profile_command", "eval_command", "export_commands"),
+    (
+        *("show", "run_commands", "profile_command", "eval_command", "export_commands"),
+        "worker_options",
+    ),
     ("dashboard", "dashboard_plots"),
     ("front_commands",),
     ("cli", "__main__", "__init__"),  # `__init__` is the facade: it names the public API
@@ -125,7 +129,7 @@ SEES_TORCH = {
     *("finalists", "parts", "verification", "exporting", "export_commands", "card"),
     *("outlier_scores", "planning", "comparison", "eval_command", "quality_search", "profiling"),
     *("foreign_scoring", "doctor", "loading", "removal", "structure", "packing"),
-    *("opening", "writing", "front_search", "front_writing", "points"),
+    *("opening", "writing", "front_search", "front_writing", "points", "worker_scoring"),
 }
 TORCH_FREE = {place for places in TIERS for place in places} - SEES_TORCH
 FILE_LINES = 300
