@@ -9,7 +9,6 @@ solved together.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,11 +20,14 @@ from torch import Tensor, nn
 from autocompress.core import SearchSpace
 from autocompress.database import LevelDatabase
 from autocompress.errors import DatabaseError, LevelError
-from autocompress.files import exclusive, fingerprint
+from autocompress.files import exclusive
 from autocompress.levels import UNCHANGED, Dense, Drop, GgufType, Level, Quantize, Shape
+from autocompress.machine import limited_threads
 from autocompress.models import module_name, set_weight, weight_of
-from autocompress.operators import Solution, Solver, Statistics, solve
+from autocompress.operators import Solver, Statistics
+from autocompress.solving import Group, SharedSolving, solve_group
 from autocompress.tracing import hidden_states, input_groups
+from autocompress.workers import Pool
 
 Advance = Callable[[int, int], None]  # groups done, groups in all
 
@@ -39,6 +41,8 @@ def build_database(
     prefix: Level,
     solver: Solver,
     progress: Advance = lambda done, total: None,
+    pool: Pool | None = None,
+    threads: int | None = None,
 ) -> LevelDatabase:
     """Fill `database` with every (layer, level) of the space that it lacks.
 
@@ -50,8 +54,11 @@ def build_database(
         prefix: level whose weights produce the activations that later layers are calibrated on.
         solver: how to round.
         progress: called as (groups done, groups in all).
+        pool: workers that solve what the pass does not need to go on; None solves it here.
+        threads: to solve with; None leaves torch's number alone.
 
     Raises:
+        WorkerError: workers die again and again.
         DatabaseError: another process is building here, or an existing file is damaged.
     """
     wanted = _wanted(space)
@@ -61,7 +68,10 @@ def build_database(
         database.verify()
         database.remove_drafts()
         if missing:
-            _Builder(model, wanted, windows, database, prefix, solver, progress).run()
+            builder = _Builder(
+                model, wanted, windows, database, prefix, solver, progress, pool, threads
+            )
+            builder.run()
     return database
 
 
@@ -101,10 +111,15 @@ class _Builder:
         prefix: Level,
         solver: Solver,
         progress: Advance,
+        pool: Pool | None,
+        threads: int | None,
     ) -> None:
         self.model, self.wanted, self.windows = model, wanted, windows
         self.database, self.prefix, self.solver = database, prefix, solver
-        self.progress = progress
+        self.progress, self.threads = progress, threads
+        self.shared = (
+            None if pool is None else SharedSolving(pool, database.path, solver, database.enter)
+        )
         self.dense: dict[str, Any] = {}  # the parameters that prefix weights replace
 
     def run(self) -> None:
@@ -115,9 +130,9 @@ class _Builder:
         outside = [name for name in self.wanted if name in (embedding, head)]
         self.total, self.done = sum(map(self._missing, [*groups, *[(n,) for n in outside]])), 0
         pending = max((i for i, g in enumerate(groups) if self._missing(g)), default=-1)
-        with self._hooks(groups[: pending + 1]), torch.inference_mode():
+        with self._sharing(), self._hooks(groups[: pending + 1]), torch.inference_mode():
             hidden = self._forward(groups, pending, bool(outside))
-        with torch.inference_mode():
+        with self._sharing(), torch.inference_mode():
             for group in groups[: pending + 1]:
                 self._solve(
                     group, None
@@ -125,6 +140,18 @@ class _Builder:
             for name in outside:
                 tied = name == embedding and head != embedding and self._tied()
                 self._solve((name,), hidden if name == head or tied else None)
+
+    @contextmanager
+    def _sharing(self) -> Iterator[None]:
+        """What workers were given while inside is solved when it ends, or dropped if it fails."""
+        if self.shared is None:
+            yield
+            return
+        try:
+            yield
+            self.shared.finish()
+        finally:
+            self.shared.drop()
 
     def _tied(self) -> bool:
         head, embedding = self.model.get_output_embeddings(), self.model.get_input_embeddings()
@@ -176,44 +203,47 @@ class _Builder:
         statistics = input_statistics(inputs, width)
         lacking = [lv for lv in levels if any((m, lv) not in self.database for m in group)]
         weights = [weight_of(self.model.get_submodule(name)).float() for name in group]
-        solutions = {
-            (name, level): solution
-            for some in _families(lacking)
-            for name, row in zip(group, self._timed(weights, statistics, some), strict=True)
-            for level, solution in zip(some, row, strict=True)
-        }
-        key = fingerprint([list(group), sorted(map(str, lacking))])[:16]
-        self.database.add(f"{key}.safetensors", solutions)
+        first, rest = self._portions(group, lacking)
+        if first:
+            part = Group(tuple(group), tuple(first), statistics.tokens)
+            self._solve_here(part, weights, statistics)
+        if rest:
+            part = Group(tuple(group), tuple(rest), statistics.tokens)
+            solve = self._solve_here if self.shared is None else self.shared.add
+            solve(part, weights, statistics)
 
-    def _timed(
-        self, weights: Sequence[Tensor], statistics: Statistics, levels: Sequence[Level]
-    ) -> list[list[Solution]]:
-        """Solve levels of one family, which share their work: each is charged an equal part."""
-        start = time.perf_counter()
-        found = solve(weights, statistics, levels, self.solver)
-        share = (time.perf_counter() - start) / len(levels)
-        for level in levels:
-            spent = self.database.seconds.get(str(level), 0.0)
-            self.database.seconds[str(level)] = spent + share
-        return found
+    def _solve_here(self, group: Group, weights: Sequence[Tensor], statistics: Statistics) -> None:
+        with limited_threads(self.threads):
+            path = self.database.path
+            self.database.enter(solve_group(group, weights, statistics, self.solver, path))
+
+    def _portions(
+        self, group: Sequence[str], lacking: Sequence[Level]
+    ) -> tuple[list[Level], list[Level]]:
+        """What the pass itself needs to go on, and what any process may solve meanwhile.
+
+        Where workers are asked for, one of them divides as several do, whose bits are then its own.
+        """
+        if self.threads is None:
+            return list(lacking), []
+        needed = {self._prefix_of(name) for name in group}
+        return [lv for lv in lacking if lv in needed], [lv for lv in lacking if lv not in needed]
+
+    def _prefix_of(self, name: str) -> Level:
+        """The prefix level, or where the module cannot take it its nearest."""
+        if (name, self.prefix) in self.database or self.prefix in self.wanted[name]:
+            return self.prefix
+        rows, width = weight_of(self.model.get_submodule(name)).shape
+        return nearest(self.prefix, self.wanted[name], (rows, width))
 
     def _use_prefix(self, group: Sequence[str]) -> None:
         for name in group:
-            level = self.prefix
-            if (name, level) not in self.database:  # the layer cannot take it: its nearest does
-                rows, width = weight_of(self.model.get_submodule(name)).shape
-                level = nearest(self.prefix, self.wanted[name], (rows, width))
+            level = self._prefix_of(name)
             if isinstance(level, Dense):
                 continue
             module = self.model.get_submodule(name)
             self.dense[name] = module.weight
             set_weight(module, self.database.load(name, level).dense())
-
-
-def _families(levels: Sequence[Level]) -> list[list[Level]]:
-    """Levels of one type together, in the order of their first."""
-    types = dict.fromkeys(map(type, levels))
-    return [[level for level in levels if type(level) is family] for family in types]
 
 
 def nearest(level: Level, allowed: Sequence[Level], shape: Shape) -> Level:

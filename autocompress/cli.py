@@ -169,6 +169,7 @@ def _show(result: Result | FrontResult, as_json: bool) -> None:
 
 
 @app.command()
+@with_workers
 def build(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="The run folder is OUT.run.")] = Path("compressed"),

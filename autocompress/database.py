@@ -29,6 +29,24 @@ ROWS = "error"  # in place of a tensor's name: mean squared error of every outpu
 CACHE_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
 
+@dataclass(frozen=True)
+class Written:
+    """A file of solutions that the manifest does not know yet.
+
+    Args:
+        file: its name.
+        errors: module -> level key -> relative squared output error.
+        shapes: module -> (out, in).
+        seconds: level key -> wall time.
+    """
+
+    file: str
+    sha256: str
+    errors: dict[str, dict[str, float]]
+    shapes: dict[str, tuple[int, int]]
+    seconds: dict[str, float]
+
+
 @dataclass
 class LevelDatabase:
     """Packed weights of every (module, level) on disk.
@@ -133,19 +151,16 @@ class LevelDatabase:
         """Size of all files."""
         return sum(f.stat().st_size for f in self.path.iterdir())
 
-    def add(self, name: str, solutions: Mapping[tuple[str, Level], Solution]) -> None:
-        """Write a group's solutions, then enter them in the manifest: in this order, atomically."""
-        tensors = {
-            f"{module}|{level}|{part}": tensor.contiguous()
-            for (module, level), solution in solutions.items()
-            for part, tensor in {**solution.packed.tensors, ROWS: solution.rows}.items()
-        }
-        write_atomically(self.path / name, lambda draft: save_file(tensors, draft))
-        self.files[name] = sha256(self.path / name)
-        for (module, level), solution in solutions.items():
-            entry = {"file": name, "error": solution.error}
-            self.entries.setdefault(module, {})[str(level)] = entry
-            self.shapes[module] = solution.packed.shape
+    def enter(self, written: Written) -> None:
+        """Enter a file that was written in the manifest, atomically."""
+        self.files[written.file] = written.sha256
+        for module, errors in written.errors.items():
+            for level, error in errors.items():
+                entry = {"file": written.file, "error": error}
+                self.entries.setdefault(module, {})[level] = entry
+        self.shapes |= written.shapes
+        for level, spent in written.seconds.items():
+            self.seconds[level] = self.seconds.get(level, 0.0) + spent
         self._save()
 
     def _save(self) -> None:
@@ -187,6 +202,27 @@ class LevelDatabase:
                 f"with another {', '.join(differing) or 'format'}. Choose another --run."
             )
         return database
+
+
+def write_solutions(
+    path: Path, solutions: Mapping[tuple[str, Level], Solution], seconds: dict[str, float]
+) -> Written:
+    """Write (module, level) -> solution to one file, whole or not at all.
+
+    Raises:
+        OutputError: the disk refused.
+    """
+    tensors = {
+        f"{module}|{level}|{part}": tensor.contiguous()
+        for (module, level), solution in solutions.items()
+        for part, tensor in {**solution.packed.tensors, ROWS: solution.rows}.items()
+    }
+    write_atomically(path, lambda draft: save_file(tensors, draft))
+    errors: dict[str, dict[str, float]] = {}
+    for (module, level), solution in solutions.items():
+        errors.setdefault(module, {})[str(level)] = solution.error
+    shapes = {module: solution.packed.shape for (module, _), solution in solutions.items()}
+    return Written(path.name, sha256(path), errors, shapes, seconds)
 
 
 def database_identity(

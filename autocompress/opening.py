@@ -87,7 +87,7 @@ def _opened(session: Session, pool: Pool | None) -> Iterator[Opened]:
         workers=1 if pool is None else pool.size,
     ) as study:
         mirror = _open_mirror(session, recorded)
-        complete_database(session)
+        complete_database(session, pool)
         space = undominated(session, limited(limit, session.searched), costs)
         problem = make_problem(session, evaluator, study, space, costs, budgets)
         with session.clock("teacher"):

@@ -38,6 +38,7 @@ from autocompress.session import complete_database, open_session
 from autocompress.strategies import configured
 from autocompress.strategies.fronts import find_front
 from autocompress.targets import find_target
+from autocompress.workers import open_pool
 from autocompress.writing import dense_row, write_result
 
 
@@ -55,8 +56,10 @@ def build_database(
         AutocompressError: any input is wrong.
     """
     config = config or StudyConfig(**plain_settings(settings))
-    session = open_session(config, progress or Silent())
-    complete_database(session)
+    progress = progress or Silent()
+    with open_pool(config.parsed_workers(), progress.say) as pool:
+        session = open_session(config, progress)
+        complete_database(session, pool)
     return session.database
 
 

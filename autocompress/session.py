@@ -35,6 +35,7 @@ from autocompress.runtimes.rules import legal_space, runtime_space
 from autocompress.spaces import SpaceConfig, build_space, load_space
 from autocompress.structure import layers_for
 from autocompress.windows import Windows
+from autocompress.workers import Pool
 
 SPLIT_SEED = 0  # a search's seed never moves text between splits: seeds stay comparable
 
@@ -181,8 +182,12 @@ def file_costs(
     return bits, replace(whole, entries=entries)
 
 
-def complete_database(session: Session) -> None:
-    """Build what the session's database lacks; does nothing when it is complete."""
+def complete_database(session: Session, pool: Pool | None = None) -> None:
+    """Build what the session's database lacks; does nothing when it is complete.
+
+    Args:
+        pool: workers that help.
+    """
     database, space = session.database, session.space
     lacking = lacking_bytes(database, space)
     if lacking:
@@ -198,6 +203,8 @@ def complete_database(session: Session) -> None:
             prefix=session.prefix,
             solver=session.solver,
             progress=advance,
+            pool=pool,
+            threads=session.config.parsed_workers().own_threads,
         )
     for level, size in lacking.items():
         spent = database.seconds.get(str(level), 0.0)

@@ -1,10 +1,17 @@
-"""Jobs that tests give to workers, which must find them by name."""
+"""Workers that tests watch and kill, and jobs, which workers must find by name."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Timer
+from typing import Any
+
+import pytest
+
+from autocompress.workers import Pool
 
 
 def square(number: int) -> tuple[int, int]:
@@ -30,3 +37,50 @@ def die(number: int) -> None:
 def fail(number: int) -> None:
     """Fails as a job may, which no other worker mends."""
     raise ValueError(f"job {number} is wrong")
+
+
+class Here(Pool):
+    """Workers that are this process, one after the other."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__({}, size, 1, ())
+        self.jobs: list[Sequence[Any]] = []
+
+    def run(self, job: Callable[..., Any], tasks: Sequence[Sequence[Any]]) -> list[Any]:
+        self.jobs += tasks
+        return [job(*task) for task in tasks]
+
+
+def workers_of(parent: int) -> list[int]:
+    """Processes of loky's pool."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            above = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if above == parent and b"popen_loky" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:  # it ended
+            continue
+    return found
+
+
+def kill_a_worker(monkeypatch: pytest.MonkeyPatch, when: int) -> list[int]:
+    """So many rounds of jobs from now a worker dies; the others stand still until it is gone.
+
+    Returns:
+        How many jobs each round has, filled as they come.
+    """
+    rounds: list[int] = []
+    original = Pool.run
+
+    def run(self: Pool, job: Any, tasks: Any) -> Any:
+        rounds.append(len(tasks))
+        if len(rounds) == when:
+            them = workers_of(os.getpid())
+            for process in them:
+                os.kill(process, signal.SIGSTOP)
+            Timer(0.5, os.kill, (them[0], signal.SIGKILL)).start()
+        return original(self, job, tasks)
+
+    monkeypatch.setattr(Pool, "run", run)
+    return rounds

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import autocompress.build
+import autocompress.solving
 import autocompress.tracing
 from autocompress.core import SearchSpace
 from autocompress.database import LevelDatabase
@@ -97,7 +98,7 @@ def test_a_new_level_is_computed_alone(tiny, windows, built, build_levels, tmp_p
         solved.append([str(level) for level in levels])
         return solve(weights, statistics, levels, solver)
 
-    monkeypatch.setattr(autocompress.build, "solve", spy)
+    monkeypatch.setattr(autocompress.solving, "solve", spy)
     wider = space_of(tiny, (*KEYS, "w6g64"))
     extended = build_levels(tiny, wider, windows, built.path)
     assert solved == [["w6g64"]] * len(built.files) == [["w6g64"]] * (len(extended.files) // 2)

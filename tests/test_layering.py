@@ -67,6 +67,7 @@ TIERS = (
     (
         "database",
         "build",
+        "solving",
         "stitch",
         "quality",
         "gradients",
@@ -129,7 +130,7 @@ SEES_TORCH = {
     *("finalists", "parts", "verification", "exporting", "export_commands", "card"),
     *("outlier_scores", "planning", "comparison", "eval_command", "quality_search", "profiling"),
     *("foreign_scoring", "doctor", "loading", "removal", "structure", "packing"),
-    *("opening", "writing", "front_search", "front_writing", "points", "worker_scoring"),
+    *("opening", "writing", "front_search", "front_writing", "points", "worker_scoring", "solving"),
 }
 TORCH_FREE = {place for places in TIERS for place in places} - SEES_TORCH
 FILE_LINES = 300

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import pytest
+from jobs import Here, kill_a_worker, workers_of
 from runs import BUDGET, command, copied_run, finished, write_config
 from test_prefix import W6, changed
 
@@ -21,19 +19,6 @@ from autocompress.evaluator import Evaluator
 from autocompress.jsonl import read_rows
 from autocompress.progress import Silent
 from autocompress.worker_scoring import Setup, SharedEvaluator, score_share, share_out
-from autocompress.workers import Pool
-
-
-class Here(Pool):
-    """Workers that are this process, one after the other."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__({}, size, 1, ())
-        self.jobs: list[Sequence[Any]] = []
-
-    def run(self, job: Callable[..., Any], tasks: Sequence[Sequence[Any]]) -> list[Any]:
-        self.jobs += tasks
-        return [job(*task) for task in tasks]
 
 
 @pytest.fixture
@@ -93,38 +78,6 @@ def test_another_model_is_refused(setup, candidates):
         score_share(other, 1, candidates, Fidelity(64), [0])
 
 
-def workers_of(parent: int) -> list[int]:
-    """Processes of loky's pool."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            above = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if above == parent and b"popen_loky" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-        except OSError:  # it ended
-            continue
-    return found
-
-
-@pytest.fixture
-def killing(monkeypatch):
-    """The third round of jobs loses a worker; the others stand still until it is gone."""
-    rounds = []
-    original = Pool.run
-
-    def run(self: Pool, job: Any, tasks: Any) -> Any:
-        rounds.append(len(tasks))
-        if len(rounds) == 3:
-            them = workers_of(os.getpid())
-            for process in them:
-                os.kill(process, signal.SIGSTOP)
-            Timer(0.5, os.kill, (them[0], signal.SIGKILL)).start()
-        return original(self, job, tasks)
-
-    monkeypatch.setattr(Pool, "run", run)
-    return rounds
-
-
 def found(result: Path) -> tuple[Any, Any]:
     """What a search found, and all its trials."""
     facts = json.loads((result / "autocompress.json").read_text())
@@ -150,8 +103,9 @@ def test_the_number_of_workers_changes_no_bit(tiny_folder, tmp_path, count):
     assert found(result) == found(finished(tiny_folder)) and "died" not in said
 
 
-def test_a_killed_worker_changes_no_bit(tiny_folder, tmp_path, killing):
+def test_a_killed_worker_changes_no_bit(tiny_folder, tmp_path, monkeypatch):
     finished(tiny_folder)
+    killing = kill_a_worker(monkeypatch, 3)
     result, said = search(tiny_folder, tmp_path, 2)
     assert found(result) == found(finished(tiny_folder))
     assert said.count("a worker died") == 1 and len(killing) > 3

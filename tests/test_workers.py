@@ -1,4 +1,4 @@
-"""Workers take jobs, die and are replaced; wrong settings are refused before anything is written."""
+"""Workers take jobs, die and are replaced; wrong settings are refused, and nothing is written."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("message", "flags"), WRONG.items())
-@pytest.mark.parametrize("name", ["search"])
+@pytest.mark.parametrize("name", ["search", "build"])
 def test_wrong_workers(name: str, message: str, flags: tuple[object, ...], tmp_path: Path) -> None:
     budget = ("--budget", "3bits") if name == "search" else ()
     ran = command(name, "--out", tmp_path / "out", *budget, *flags)
