@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -76,26 +77,67 @@ class Mirror:
         Raises:
             StudyError: Optuna cannot open the storage.
         """
+        return cls._open(
+            open_storage(storage), name, space, costs, mine=True, shown=masked(storage)
+        )
+
+    @classmethod
+    def create(
+        cls,
+        storage: str | Path,
+        names: Iterable[str],
+        space: SearchSpace,
+        costs: Sequence[CostTable],
+    ) -> tuple[Self, str]:
+        """Create a study, which no other run that shares the storage can have, and its name.
+
+        Args:
+            names: in the order of preference; the first that is free is taken.
+
+        Raises:
+            StudyError: Optuna cannot open the storage.
+        """
+        from optuna.exceptions import DuplicatedStudyError
+
+        opened = open_storage(storage)
+        for name in names:
+            with suppress(DuplicatedStudyError):
+                made = cls._open(opened, name, space, costs, mine=False, shown=masked(storage))
+                return made, name
+        raise StudyError(f"a new study must have a name. Got none that '{masked(storage)}' lacks.")
+
+    @classmethod
+    def _open(
+        cls,
+        storage: optuna.storages.BaseStorage,
+        name: str,
+        space: SearchSpace,
+        costs: Sequence[CostTable],
+        *,
+        mine: bool,
+        shown: str,
+    ) -> Self:
         import optuna
 
         timed = any(table.name == LATENCY for table in costs)
         metrics = METRICS if timed else METRICS[:-1]
-        opened = open_storage(storage)
         try:
             with quiet():
                 study = optuna.create_study(
-                    storage=opened,
+                    storage=storage,
                     study_name=f"{name} (with latency)" if timed else name,
                     directions=["minimize"] * len(metrics),
-                    load_if_exists=True,
+                    load_if_exists=mine,
                 )
                 if len(study.directions) == len(metrics):
                     study.set_metric_names(list(metrics))
                 return cls(study, space, costs)
+        except optuna.exceptions.DuplicatedStudyError:
+            raise
         except Exception as error:  # every storage brings exceptions of its own
             raise StudyError(
                 f"storage must be a journal file or an Optuna storage URL that can be written. "
-                f"Got '{masked(storage)}': {masked(str(error))}. Check its rights."
+                f"Got '{shown}': {masked(str(error))}. Check its rights."
             ) from error
 
     def report(self, trial: Trial, role: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -173,12 +174,18 @@ def _budgets(session: Session, limit: Limit | None) -> tuple[Goal | None, tuple[
 def _open_mirror(session: Session, costs: Sequence[CostTable]) -> Mirror:
     """The Optuna study of a run folder, whose name tells runs in one storage apart."""
     config = session.config
+    storage = config.storage or config.run_folder / JOURNAL
     name = recorded_study(config.run_folder)  # a folder may have been moved since
-    name = name or f"{config.run_folder.resolve().name} {fingerprint(session.facts())[:8]}"
+    if name is None:
+        stem, facts = config.run_folder.resolve().name, fingerprint(session.facts())[:8]
+        numbers = (f" {number}" for number in count(2))
+        names = (f"{stem}{number} {facts}" for number in chain([""], numbers))
+        mirror, name = Mirror.create(storage, names, session.space, costs)
+    else:
+        mirror = Mirror.open(storage, name, session.space, costs)
     windows = session.windows.fingerprint
     write_record(config, session.space, costs, model_facts(session), windows, name)
-    storage = config.storage or config.run_folder / JOURNAL
-    return Mirror.open(storage, name, session.space, costs)
+    return mirror
 
 
 def model_facts(session: Session) -> dict[str, Any]:

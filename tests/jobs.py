@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -64,8 +65,15 @@ def workers_of(parent: int) -> list[int]:
     return found
 
 
-def kill_a_worker(monkeypatch: pytest.MonkeyPatch, when: int) -> list[int]:
+def kill_a_worker(
+    monkeypatch: pytest.MonkeyPatch,
+    when: int,
+    find: Callable[[], Sequence[int]] = lambda: workers_of(os.getpid()),
+) -> list[int]:
     """So many rounds of jobs from now a worker dies; the others stand still until it is gone.
+
+    Args:
+        find: the workers.
 
     Returns:
         How many jobs each round has, filled as they come.
@@ -73,13 +81,19 @@ def kill_a_worker(monkeypatch: pytest.MonkeyPatch, when: int) -> list[int]:
     rounds: list[int] = []
     original = Pool.run
 
+    def kill(victim: int, others: Sequence[int]) -> None:
+        os.kill(victim, signal.SIGKILL)
+        for process in others:
+            with suppress(ProcessLookupError):  # loky has ended it
+                os.kill(process, signal.SIGCONT)
+
     def run(self: Pool, job: Any, tasks: Any) -> Any:
         rounds.append(len(tasks))
         if len(rounds) == when:
-            them = workers_of(os.getpid())
+            them = find()
             for process in them:
                 os.kill(process, signal.SIGSTOP)
-            Timer(0.5, os.kill, (them[0], signal.SIGKILL)).start()
+            Timer(0.5, kill, (them[0], them[1:])).start()
         return original(self, job, tasks)
 
     monkeypatch.setattr(Pool, "run", run)

@@ -142,3 +142,17 @@ def test_optuna_stays_silent_here_and_as_it_was_elsewhere(tmp_path, trials, capf
         open_mirror(tmp_path / "optuna.journal").report(trials[0], "baseline")
     assert capfd.readouterr() == ("", "")
     assert optuna.logging.get_verbosity() == optuna.logging.INFO
+
+
+def test_two_runs_of_one_name_have_a_study_each(tmp_path, trials):
+    storage = f"sqlite:///{tmp_path / 'trials.db'}"
+    names = ("run", "run 2", "run 3")
+    first, second = (Mirror.create(storage, names, SPACE, COSTS) for _ in range(2))
+    assert (first[1], second[1]) == ("run", "run 2")
+    for mirror, _ in (first, second):
+        mirror.report(trials[0], "baseline")
+    assert len(read(storage).trials) == 1
+    Mirror.open(storage, "run 2", SPACE, COSTS).report(trials[0], "baseline")
+    assert len(optuna.load_study(study_name="run 2", storage=storage).trials) == 1
+    with pytest.raises(StudyError, match="must have a name"):
+        Mirror.create(storage, names[:2], SPACE, COSTS)

@@ -78,3 +78,14 @@ def test_a_backend_that_is_not_installed(monkeypatch, tmp_path):
     )
     assert ran.code == 2 and "pip install 'autocompress[ray]'" in ran.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_scheduler_that_nobody_runs(monkeypatch, tmp_path):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(module, "REACH", "1s")
+    ran = command(
+        *("search", "--out", tmp_path / "out", "--budget", "3bits"),
+        *("--backend", "dask", "--scheduler", "tcp://127.0.0.1:9"),
+    )
+    assert ran.code == 2 and "must be the address of a dask cluster" in ran.err
+    assert ran.err.count("error:") == 1 and not list(tmp_path.iterdir())
