@@ -82,8 +82,9 @@ def found(result: Path) -> tuple[Any, Any]:
     """What a search found, and all its trials."""
     facts = json.loads((result / "autocompress.json").read_text())
     rows = read_rows(result.with_name("result.run") / "evaluations.jsonl")
-    trials = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-    return (facts["results"], facts["allocation"], facts["sha256"], facts["tokens"]), trials
+    scored = [row for row in rows if "number" in row]
+    trials = [{key: value for key, value in row.items() if key != "seconds"} for row in scored]
+    return (facts["results"], facts["allocation"], facts["sha256"]), trials
 
 
 def search(tiny_folder: Path, folder: Path, *flags: object) -> tuple[Path, str]:
