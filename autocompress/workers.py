@@ -62,6 +62,11 @@ class Workers:
                 "loky. Add --backend dask, or leave --scheduler out."
             )
 
+        if self.threads != 1 and self.count is None and self.backend == "loky":
+            raise WorkerError(
+                f"worker_threads must go with workers. Got {self.threads} for none. Add --workers."
+            )
+
     @property
     def alone(self) -> bool:
         """Whether this process computes everything itself."""
@@ -223,7 +228,7 @@ def _open_ray(workers: Workers, stack: ExitStack) -> Opened:
     if not ray.is_initialized():
         try:
             ray.init(workers.scheduler, num_cpus=None if workers.scheduler else workers.count)
-        except (OSError, ValueError, ConnectionError) as error:
+        except Exception as error:  # it raises plain ones, too
             raise _unreachable(workers, error) from error
         stack.callback(ray.shutdown)
     register_ray()
@@ -232,6 +237,11 @@ def _open_ray(workers: Workers, stack: ExitStack) -> Opened:
 
 
 def _unreachable(workers: Workers, error: Exception) -> WorkerError:
+    if workers.scheduler is None:
+        return WorkerError(
+            f"a {workers.backend} cluster of this machine must start. Got: {_first_line(error)}. "
+            "Start one yourself and name its --scheduler, or take --backend loky."
+        )
     return WorkerError(
         f"the scheduler must be the address of a {workers.backend} cluster that runs. Got "
         f"'{workers.scheduler}': {_first_line(error)}. Start it, or leave --scheduler out."

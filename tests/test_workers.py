@@ -56,6 +56,7 @@ def test_one_process_needs_no_pool():
 WRONG = {
     "workers must be at least 1. Got 0": ("--workers", 0),
     "worker_threads must be at least 1. Got 0": ("--workers", 2, "--worker-threads", 0),
+    "worker_threads must go with workers": ("--worker-threads", 2),
     "Got 'dsak'. Did you mean 'dask'?": ("--workers", 2, "--backend", "dsak"),
     "Add --backend dask": ("--workers", 2, "--scheduler", "tcp://127.0.0.1:1"),
 }
