@@ -4,7 +4,7 @@ The model without its head runs once over all calibration tokens. Just before a 
 input is at hand: the Hessian is formed, all levels are solved, and the layer goes on with its
 weight at the prefix level, so that later layers see the activations of a compressed model
 (`prefix='dense'`: of the dense one). Layers that read the same tensor share the Hessian and are
-solved together.
+solved together. Other processes may solve all levels but the prefix, which the pass waits for.
 """
 
 from __future__ import annotations
