@@ -52,6 +52,9 @@ def linearize(
 
     Args:
         before: search tokens to pass over first, in the order of the run's seed; whole windows.
+
+    Raises:
+        Stopped: the run shall end, and a part of the windows is left; what they said is dropped.
     """
     seed, window = session.config.seed, session.windows.window
     order = session.windows.rows(Fidelity(int(session.windows.search.size), seed))
@@ -59,7 +62,13 @@ def linearize(
 
     def compute() -> dict[str, Sensitivities]:
         reference = evaluator.teacher("search").rows(torch.from_numpy(chosen))
-        with session.clock("linearization"), session.progress.task("linearization") as advance:
+        with session.clock("linearization"), session.progress.task("linearization") as shown:
+
+            def advance(done: int, total: int) -> None:
+                shown(done, total)
+                if done < total:
+                    study.pause()
+
             found = linearize_model(evaluator.stitched, allocation, reference, advance)
         study.spend(GRADIENT * tokens, "linearization")
         return {**found.slope._asdict(), "overlap": found.overlap}

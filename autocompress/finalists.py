@@ -21,6 +21,7 @@ NAMES = {
     "ends": "first and last blocks high",
     "ilp": "the ILP's answer",
 }
+NOTHING_YET = "stopped before the first candidate was scored: the simplest answers are raced"
 Finalists = dict[str, tuple[Allocation, str]]  # role -> allocation, origin; simplest first
 SEARCH_TOKENS = 8192  # of the search split, on which the report compares winner and baselines
 
@@ -45,12 +46,11 @@ def run_strategy(opened: Opened) -> dict[str, Trial]:
 def find_finalists(opened: Opened) -> Finalists:
     """Run the strategy: the baselines, and what each of its phases ended with.
 
-    Raises:
-        KeyboardInterrupt: Ctrl-C came before there was anything to keep.
+    Where Ctrl-C comes before the first phase has ended, the baselines alone.
     """
     phases = run_strategy(opened)
     if not phases:
-        raise KeyboardInterrupt
+        opened.session.progress.say(NOTHING_YET)
     roles = baselines(opened)
     simple = {allocation for allocation, _ in roles.values()}
     for origin, found in phases.items():

@@ -11,7 +11,7 @@ from autocompress.core import Budget, Fidelity, Trial
 from autocompress.cost import check_budgets, parse_budget
 from autocompress.effort import front_plan
 from autocompress.errors import BudgetError
-from autocompress.finalists import NAMES, baselines, score_one
+from autocompress.finalists import NAMES, NOTHING_YET, baselines, score_one
 from autocompress.opening import Opened
 from autocompress.ranges import range_texts
 from autocompress.strategies.fronts import FrontStrategy, find_front
@@ -68,8 +68,7 @@ def front_strategy(opened: Opened) -> FrontStrategy:
 def find_points(opened: Opened, limits: Sequence[Budget]) -> list[Point]:
     """The winner at every limit that the search came to, on validation windows.
 
-    Raises:
-        KeyboardInterrupt: Ctrl-C came before there was anything to keep.
+    Where Ctrl-C comes before it has an answer to the first, the best baseline there.
     """
     session, strategy = opened.session, front_strategy(opened)
     incumbents: dict[int, Trial] = {}
@@ -83,7 +82,7 @@ def find_points(opened: Opened, limits: Sequence[Budget]) -> list[Point]:
             )
             opened.mirror.report(found, "candidate")
     if not incumbents:
-        raise KeyboardInterrupt
+        session.progress.say(NOTHING_YET)
     with session.clock("teacher"):
         opened.evaluator.teacher("validate")
     with session.clock("verify"):
@@ -97,11 +96,12 @@ def _race(
     fidelity = Fidelity(int(opened.session.windows.validate.size), 0, "validate")
     before: Trial | None = None
     for number, limit in enumerate(limits):
-        if number not in incumbents:
+        if number not in incumbents and (incumbents or number):
             continue
         within = opened.within(replace(opened.problem, budgets=(limit, *opened.problem.budgets)))
         candidates = baselines(within)
-        candidates["search"] = incumbents[number].allocation, incumbents[number].origin
+        if number in incumbents:
+            candidates["search"] = incumbents[number].allocation, incumbents[number].origin
         rivals = {role: score_one(within, candidates, role, fidelity) for role in candidates}
         if before is not None:
             rivals["tighter limit"] = before

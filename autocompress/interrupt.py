@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 HEARD = (
-    "stopping: what is being scored is finished, then the best so far is scored and written. "
+    "stopping: the step that is under way is finished, then the best so far is scored and written. "
     "Ctrl-C again stops at once, without"
 )
+DONE = "the search itself is done: its result is being written. Ctrl-C again stops at once, without"
 
 
 class Stopped(Exception):  # noqa: N818
@@ -23,10 +24,12 @@ class Stop:
     Attributes:
         requested: by Ctrl-C.
         searching: whether `check` may end anything: scores of finalists must be finished.
+        searched: whether a search has come to its end, or was ended.
+        ended: whether one was ended before it was done.
     """
 
     def __init__(self) -> None:
-        self.requested = self.searching = False
+        self.requested = self.searching = self.searched = self.ended = False
 
     def check(self) -> None:
         """A safe point.
@@ -44,9 +47,9 @@ class Stop:
         try:
             yield
         except Stopped:
-            pass
+            self.ended = True
         finally:
-            self.searching = False
+            self.searching, self.searched = False, True
 
     @contextmanager
     def on_interrupt(self, say: Callable[[str], None]) -> Iterator[None]:
@@ -62,7 +65,7 @@ class Stop:
             if self.requested:
                 raise KeyboardInterrupt
             self.requested = True
-            say(HEARD)
+            say(DONE if self.searched and not self.searching else HEARD)
 
         before = signal.signal(signal.SIGINT, heard)
         try:

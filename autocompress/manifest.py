@@ -64,7 +64,7 @@ def study_facts(opened: Opened) -> dict[str, Any]:
         "seconds": {phase: round(spent, 2) for phase, spent in session.seconds.items()},
         "recording": round(study.recording + opened.mirror.seconds, 2),
         "peak_bytes": _peak_bytes(),
-        "stopped": opened.stop.requested,
+        "stopped": opened.stop.ended,
         "notes": _notes(opened),
         "command": " ".join(["autocompress", *sys.argv[1:]]) if _from_shell() else None,
         "seed": opened.config.seed,
@@ -175,7 +175,7 @@ def _tokens(session: Session, study: Study) -> dict[str, int]:
 
 def _notes(opened: Opened) -> list[str]:
     session, notes = opened.session, []
-    if opened.stop.requested:
+    if opened.stop.ended:
         notes.append(
             f"Ctrl-C ended this search after {opened.study.tokens:,} tokens. The same command goes "
             "on from there."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from autocompress.core import CostTable, SearchSpace, Trial
 from autocompress.cost import LATENCY
 from autocompress.errors import StudyError
-from autocompress.optuna_storage import masked, open_storage, quiet
+from autocompress.optuna_storage import masked, open_storage, quiet, reason
 from autocompress.summary import mean_bits, summary
 
 if TYPE_CHECKING:
@@ -52,11 +52,7 @@ class Mirror:
         self.seconds = 0.0
         self._study, self._space, self._costs, self._clock = study, space, tuple(costs), clock
         self._values = ("bits", "bytes", LATENCY)[: len(study.directions) - 1]
-        self._mirrored = {
-            _identity(trial.user_attrs)
-            for trial in study.get_trials(deepcopy=False)
-            if "allocation" in trial.user_attrs
-        }
+        self._mirrored = self._held()
         self._waiting: list[optuna.trial.FrozenTrial] = []
         self._failed = -math.inf  # when the storage did last
 
@@ -137,7 +133,7 @@ class Mirror:
         except Exception as error:  # every storage brings exceptions of its own
             raise StudyError(
                 f"storage must be a journal file or an Optuna storage URL that can be written. "
-                f"Got '{shown}': {masked(str(error))}. Check its rights."
+                f"Got '{shown}': {reason(error)}. Check its rights."
             ) from error
 
     def report(self, trial: Trial, role: str) -> None:
@@ -169,18 +165,30 @@ class Mirror:
                 stacklevel=2,
             )
 
+    def _held(self) -> set[tuple[object, ...]]:
+        """What the storage has."""
+        return {
+            _identity(trial.user_attrs)
+            for trial in self._study.get_trials(deepcopy=False)
+            if "allocation" in trial.user_attrs
+        }
+
     def _send(self) -> None:
         try:
             with quiet():
+                if self._failed > -math.inf:  # it may have taken a trial whose receipt was lost
+                    held = self._held()
+                    self._waiting = [
+                        it for it in self._waiting if _identity(it.user_attrs) not in held
+                    ]
                 while self._waiting:
                     self._study.add_trial(self._waiting[0])
                     del self._waiting[0]
         except Exception as error:  # every storage brings exceptions of its own
             if self._failed == -math.inf:
-                why = masked(str(error).splitlines()[0] if str(error) else type(error).__name__)
                 warnings.warn(
-                    f"the Optuna storage must stay reachable. Got: {why}. The search goes on, and "
-                    "reports later.",
+                    f"the Optuna storage must stay reachable. Got: {reason(error)}. The search goes "
+                    "on, and reports later.",
                     stacklevel=3,
                 )
             self._failed = self._clock()

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import optuna
 
 GRACE = 5  # seconds until a journal lock that a killed process left behind is taken over
+DRIVERS = (
+    "Run: pip install 'autocompress[grpc]' for grpc://, psycopg2-binary for PostgreSQL, "
+    "mysqlclient for MySQL"
+)
 GRPC = "grpc://"  # what Optuna has no URL for: host:port of its storage proxy
 
 _PASSWORD = re.compile(r"(://[^/@:]*:)[^@]*@")
@@ -38,12 +42,19 @@ def open_storage(storage: str | Path, *, repair: bool = True) -> optuna.storages
         with quiet():
             return _open(str(storage), repair)
     except Exception as error:  # every storage brings exceptions of its own
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        todo = DRIVERS if isinstance(error, ImportError) else "Start its server"
         raise StudyError(
             f"storage must be a journal file or an Optuna storage URL such as sqlite:///study.db "
-            f"that can be reached. Got '{masked(storage)}': {masked(why)}. Start its server, or "
-            "leave --storage out."
+            f"that can be reached. Got '{masked(storage)}': {reason(error)}. {todo}, or leave "
+            "--storage out."
         ) from error
+
+
+def reason(error: Exception) -> str:
+    """Why a storage failed, in one line and without its password."""
+    details = getattr(error, "details", None)  # of gRPC; its text is a page
+    text = str(details() if callable(details) else error)
+    return masked(text.splitlines()[0].rstrip(".") if text else type(error).__name__)
 
 
 def _open(storage: str, repair: bool) -> optuna.storages.BaseStorage:
@@ -51,6 +62,8 @@ def _open(storage: str, repair: bool) -> optuna.storages.BaseStorage:
 
     if storage.startswith(GRPC):
         host, _, port = storage.removeprefix(GRPC).rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError("a host and a port must follow, grpc://host:13000")
         proxy = GrpcStorageProxy(host=host, port=int(port))
         proxy.get_all_studies()  # it connects when first asked
         return proxy

@@ -163,7 +163,6 @@ def _winner(opened: Opened) -> tuple[str, Finalists, dict[str, Trial]]:
     Raises:
         BudgetError: no search met the limit on latency when it was measured, or nothing in the
             space keeps the loss.
-        KeyboardInterrupt: Ctrl-C came before there was anything to keep.
     """
     session, limit, goal = opened.session, opened.limit, opened.goal
     while True:
@@ -183,6 +182,7 @@ def _winner(opened: Opened) -> tuple[str, Finalists, dict[str, Trial]]:
         last = limit.tries == TRIES or opened.stop.requested
         held = [role for role in ranked if holds(limit, role, budgets)]
         if held and (last or held[0] == ranked[0]):
+            opened.stop.ended |= opened.stop.requested and held[0] != ranked[0]
             calibrate(limit)
             return held[0], finalists, raced
         if last:

@@ -57,6 +57,8 @@ def find_smallest(opened: Opened, goal: Goal) -> Finalists:
     for origin, found in run_strategy(opened.within(sized)).items():
         if found.allocation not in (baseline, additive):
             finalists[origin] = found.allocation, origin
+    if opened.stop.ended:
+        return finalists
     return finalists | _trimmed(session, problem, goal, gauge, finalists)
 
 

@@ -62,6 +62,7 @@ class Study:
         workers: that score a group among them.
 
     Attributes:
+        pause: for whoever else comes to such a point.
         trials: all finished evaluations by number.
         fresh: evaluations that this session ran.
         recording: seconds that this session spent on writing rows.
@@ -90,7 +91,7 @@ class Study:
         self._seen = Evaluations(space, costs)
         self.trials, self.spent = self._seen.trials, self._seen.spent
         self.spent_until = self._seen.spent_until
-        self._space, self._score, self._clock, self._pause = space, score, clock, pause
+        self._space, self._score, self._clock, self.pause = space, score, clock, pause
         self._workers = workers
         as_read = json.loads(write_row(facts))  # tuples are lists
         self._facts = {"format": FORMAT, **as_read}
@@ -133,7 +134,7 @@ class Study:
             OutputError: a row could not be written.
         """
         for known, group in self._groups(allocations, fidelity):
-            self._pause()
+            self.pause()
             self._evaluate(group, fidelity, known, origin)
         return [self._known[allocation.key, fidelity] for allocation in allocations]
 

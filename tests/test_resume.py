@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
+import signal
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
-from runs import BUDGET, TOKENS, command, copied_run, finished, lasting, write_config
+from runs import BUDGET, TOKENS, command, content, copied_run, finished, lasting, write_config
 
-INTERRUPT = """
-import os, signal, sys
-from autocompress.cli import main
-from autocompress.study import Study
 
-original, calls, wanted = Study._evaluate, [], int(sys.argv.pop(1))
-def interrupted(*arguments, **settings):
-    calls.append(None)
-    if len(calls) == wanted:
-        os.kill(os.getpid(), signal.SIGINT)
-    return original(*arguments, **settings)
-Study._evaluate = interrupted
-signal.signal(signal.SIGINT, signal.default_int_handler)
-main()
-"""
+def interrupt(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, times: int = 1
+) -> list[None]:
+    """Ctrl-C at the given call of a function, `times` times in a row; returns its calls."""
+    original, calls = getattr(owner, name), list[None]()
+
+    def interrupted(*arguments: Any, **settings: Any) -> Any:
+        calls.append(None)
+        for _ in range(times if len(calls) == call else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments, **settings)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    return calls
 
 
 def read(out: Path) -> dict[str, Any]:
@@ -37,31 +38,101 @@ def result(tiny_folder: Path) -> Path:
     return finished(tiny_folder)
 
 
+def unsearched(model: Path, to: Path) -> Path:
+    """A run folder with database and the dense model's distributions, and nothing else."""
+    run = copied_run(model, to)
+    for found in (*run.glob("*.jsonl"), *run.glob("sens*.json"), *run.glob("linear*.json")):
+        found.unlink()
+    return run
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "call", "least"),
+    [
+        ("autocompress.study:Study", "_evaluate", 5, 3),
+        ("torch:Tensor", "backward", 3, 2),  # two windows of sensitivities, then a linearization
+        ("torch:Tensor", "backward", 1, 0),  # before the first candidate
+    ],
+)
 def test_ctrl_c_exports_the_best_so_far_and_the_same_command_goes_on(
-    result: Path, tiny_folder: Path, tmp_path: Path
+    result: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    name: str,
+    call: int,
+    least: int,
 ) -> None:
     config, out = write_config(tmp_path / "config.toml", tiny_folder), tmp_path / "result"
-    run = copied_run(tiny_folder, tmp_path / "result.run")
-    (run / "evaluations.jsonl").unlink()
+    unsearched(tiny_folder, tmp_path / "result.run")
     asked = ["search", "--config", str(config), "--budget", BUDGET, "--out", str(out)]
-    ended = subprocess.run(
-        [sys.executable, "-c", INTERRUPT, "5", *asked],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert ended.returncode == 130, ended.stderr
-    assert "stopping" in ended.stderr and "run the same command again" in ended.stderr
+    with monkeypatch.context() as patched:
+        interrupt(patched, resolve_name(module), name, call)
+        ended = command(*asked)
+    assert ended.code == 130, ended.err
+    assert "stopping" in ended.err and "run the same command again" in ended.err
+    assert ("before the first candidate" in ended.err) == (least == 0)
     facts, whole = read(out), read(result)
     assert facts["stopped"] and "Ctrl-C ended this search" in facts["notes"][0]
     searched = [trial for trial in facts["trials"] if trial["split"] == "search"]
     everything = [trial for trial in whole["trials"] if trial["split"] == "search"]
-    assert 3 <= len(searched) < len(everything)
+    assert least <= len(searched) < len(everything)
     losses = {name: row["validate"]["kl"] for name, row in facts["results"].items()}
     assert losses["winner"] <= min(losses["uniform"], losses["ilp"], losses["ends"])
     again = command(*asked, "--json").json()
     assert not again["stopped"]
     assert again["results"] == whole["results"] and again["allocation"] == whole["allocation"]
+
+
+def test_ctrl_c_before_a_front_has_its_first_point(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = unsearched(tiny_folder, tmp_path / "result.run")
+    interrupt(monkeypatch, resolve_name("torch:Tensor"), "backward", 1)
+    asked = ("--pareto", "bits=2.5..5", "--points", 3, "--out", tmp_path / "front")
+    ended = command("search", "--run", run, *asked)
+    assert ended.code == 130, ended.err
+    (point,) = json.loads((tmp_path / "front" / "front.json").read_text())["points"]
+    assert point["limit"] == "2.5bits" and point["role"] in ("uniform", "ends", "ilp")
+    assert (tmp_path / "front" / "2.5bits" / "autocompress.safetensors").exists()
+
+
+def test_ctrl_c_while_a_result_is_written(
+    result: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, run = tmp_path / "out", copied_run(tiny_folder, tmp_path / "demo.run")
+    asked = ("search", "--run", run, "--out", out)
+    with monkeypatch.context() as patched:
+        interrupt(patched, resolve_name("autocompress.writing"), "save_native", 1, times=2)
+        ended = command(*asked)
+    assert ended.code == 130 and "run the same command again" in ended.err
+    assert not (out / "autocompress.json").exists(), "a half-written result is none"
+    with monkeypatch.context() as patched:
+        interrupt(patched, resolve_name("autocompress.writing"), "save_native", 1)
+        ended = command(*asked)
+    assert ended.code == 0 and "the search itself is done" in ended.err, "nothing is lacking"
+    assert not read(out)["stopped"] and read(out)["allocation"] == read(result)["allocation"]
+
+
+def test_ctrl_c_while_the_database_is_built(
+    result: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(tmp_path / "config.toml", tiny_folder)
+    asked = ("build", "--config", config, "--out", tmp_path / "out")
+    database = resolve_name("autocompress.database:LevelDatabase")
+    with monkeypatch.context() as patched:
+        interrupt(patched, database, "add", 3)
+        ended = command(*asked)
+    assert ended.code == 130 and "run the same command again" in ended.err
+    with monkeypatch.context() as patched:
+        calls = interrupt(patched, database, "add", 0)
+        assert command(*asked).code == 0
+    groups = len(list((result.with_name("result.run") / "database").glob("*.safetensors")))
+    assert len(calls) == groups - 2, "what was built is not built again"
+    for name, built in content(result.with_name("result.run") / "database").items():
+        if name.endswith(".safetensors"):
+            assert (tmp_path / "out.run" / "database" / name).read_bytes() == built
 
 
 def test_a_run_folder_alone_searches_for_another_budget_at_a_quarter(

@@ -2,11 +2,11 @@
 
     python studies/resume/kills.py WORK --kills 100
 
-Every round begins in a fresh run folder: a search for a front is killed `--each` times and then left
-to finish, and so is the export of a point of that front. What a round found must be what an
-uninterrupted one finds, down to the bytes of the packed models; rows that stood in the table when it
-was killed must stand there still, and no evaluation may come twice. Commands are forked from a
-process that has imported everything, so that moments spread over the search and not over its imports.
+Every round begins in a fresh run folder: a search for a front is killed `--each` times and then
+left to finish, and so is the export of a point of that front. What a round found must be what an
+uninterrupted one finds, down to the bytes of the packed models; rows that stood in the table when
+it was killed must stand there still, and no evaluation may come twice. Commands are forked from a
+process that has imported everything, so that moments spread over the search, not its imports.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Kills:
         out = self.work / f"round-{self.rounds}"
         for command, seconds in zip(self._commands(out), self.seconds, strict=True):
             for _ in range(self.each):
-                if run(command, self.rng.uniform(0, seconds / 2)) == 0:  # resuming is quicker
+                if run(command, self.rng.uniform(0, seconds)) == 0:
                     break  # it was done before the kill came
                 self.places[place(out, command[0])] += 1
                 check_table(out)
