@@ -187,8 +187,8 @@ class Mirror:
         except Exception as error:  # every storage brings exceptions of its own
             if self._failed == -math.inf:
                 warnings.warn(
-                    f"the Optuna storage must stay reachable. Got: {reason(error)}. The search goes "
-                    "on, and reports later.",
+                    f"the Optuna storage must stay reachable. Got: {reason(error)}. The search "
+                    "goes on, and reports later.",
                     stacklevel=3,
                 )
             self._failed = self._clock()
