@@ -32,6 +32,7 @@ from autocompress.progress import Progress
 from autocompress.run_record import known_space
 from autocompress.runtimes import Runtime, find_runtime
 from autocompress.runtimes.rules import legal_space, runtime_space
+from autocompress.solving import families
 from autocompress.spaces import SpaceConfig, build_space, load_space
 from autocompress.structure import layers_for
 from autocompress.windows import Windows
@@ -206,9 +207,11 @@ def complete_database(session: Session, pool: Pool | None = None) -> None:
             pool=pool,
             threads=session.config.parsed_workers().own_threads,
         )
-    for level, size in lacking.items():
-        spent = database.seconds.get(str(level), 0.0)
-        session.progress.say(f"level database: {level} took {spent:,.1f} s, {size / 1e6:,.1f} MB")
+    for family in families(list(lacking)):
+        sizes = ", ".join(f"{level} ({lacking[level] / 1e6:,.1f} MB)" for level in family)
+        spent = sum(database.seconds.get(str(level), 0.0) for level in family)
+        together = " together" if len(family) > 1 else ""
+        session.progress.say(f"level database: {sizes} took {spent:,.1f} s{together}")
 
 
 def undominated(session: Session, space: SearchSpace, costs: Sequence[CostTable]) -> SearchSpace:

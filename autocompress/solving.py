@@ -67,7 +67,7 @@ def solve_group(
     """
     solutions: dict[tuple[str, Level], Solution] = {}
     seconds: dict[str, float] = {}
-    for some in _families(group.levels):
+    for some in families(group.levels):
         start = time.perf_counter()
         found = solve(weights, statistics, some, solver)
         seconds |= dict.fromkeys(map(str, some), (time.perf_counter() - start) / len(some))
@@ -76,7 +76,7 @@ def solve_group(
     return write_solutions(folder / group.file, solutions, seconds)
 
 
-def _families(levels: Sequence[Level]) -> list[list[Level]]:
+def families(levels: Sequence[Level]) -> list[list[Level]]:
     """Levels of one type together, in the order of their first."""
     types = dict.fromkeys(map(type, levels))
     return [[level for level in levels if type(level) is family] for family in types]

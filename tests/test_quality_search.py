@@ -137,5 +137,5 @@ def test_the_fastest_that_keeps_a_loss(tiny_folder: Path, tmp_path: Path) -> Non
         rows = facts["allocation"]
         return sum(row["bits"] * (9 if "attn" in row["layer"] else 1) for row in rows)
 
-    assert latency(fast) <= latency(small)
-    assert fast["total_bytes"] >= small["total_bytes"]
+    assert latency(fast) < latency(small), "with bytes made small instead, they would be equal"
+    assert fast["total_bytes"] > small["total_bytes"]
