@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+from autocompress.dashboard_answers import Answers
 from autocompress.errors import ConfigError
 from autocompress.evaluations import TABLE
 from autocompress.mirror import JOURNAL
@@ -44,14 +47,26 @@ class View:
         self.storage = overlaid(open_storage(where, repair=False))
         self._name, self._drawn = str(record["study"]), -1
 
-    def refresh(self) -> None:
-        """Draw the plots anew if there is something new."""
+    def studies(self) -> list[int]:
+        """Numbers of the run's studies in its storage."""
+        found = self.storage.get_all_studies()
+        return [it._study_id for it in found if it.study_name.startswith(self._name)]
+
+    def state(self) -> object:
+        """What the page depends on: trials of every study, and when plots were drawn."""
+        numbers = [it._study_id for it in self.storage.get_all_studies()]
+        return self._drawn, numbers, [self.storage.get_n_trials(number) for number in numbers]
+
+    def refresh(self) -> bool:
+        """Draw the plots anew if there is something new; whether there was."""
         table = self.path / TABLE
         size = table.stat().st_size if table.exists() else 0
-        if size != self._drawn:
-            with quiet():
-                self._draw()
-            self._drawn = size
+        if size == self._drawn:
+            return False
+        with quiet():
+            self._draw()
+        self._drawn = size
+        return True
 
     def _draw(self) -> None:
         from optuna import load_study
@@ -63,12 +78,12 @@ class View:
         if not run.evaluations.trials:
             return
         plots = (front_plot(run), allocation_plot(run), loss_plot(run))
-        for known in self.storage.get_all_studies():
-            if known.study_name.startswith(self._name):
-                study = load_study(study_name=known.study_name, storage=self.storage)
-                save_note(study, note(run))
-                for name, figure in zip(PLOTS, plots, strict=True):
-                    save_plotly_graph_object(study, figure, graph_object_id=name)
+        for number in self.studies():
+            name = self.storage.get_study_name_from_id(number)
+            study = load_study(study_name=name, storage=self.storage)
+            save_note(study, note(run))
+            for plot, figure in zip(PLOTS, plots, strict=True):
+                save_plotly_graph_object(study, figure, graph_object_id=plot)
 
 
 def overlaid(storage: optuna.storages.BaseStorage) -> optuna.storages.BaseStorage:
@@ -114,22 +129,24 @@ def serve(
         StudyError: see `View`.
     """
     try:
-        from optuna_dashboard import wsgi
+        with without("sklearn"):
+            from optuna_dashboard import wsgi
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"a dashboard must have the package '{error.name}', which is not installed. Run: "
             "pip install 'autocompress[dashboard]'"
         ) from error
     view = View(path, storage)
+    app = Answers(wsgi(view.storage), view.state)
     try:
-        server = make_server(host, port, wsgi(view.storage), _Server, _Quiet)
+        server = make_server(host, port, app, _Server, _Quiet)
     except OSError as error:
         raise ConfigError(
             f"--host and --port must be an address that is free. Got {host}:{port}: "
             f"{error.strerror}. Choose another port, or 0."
         ) from error
     ended = threading.Event()
-    threading.Thread(target=_follow, args=(view, ended, say), daemon=True).start()
+    threading.Thread(target=_follow, args=(view, app, ended, say), daemon=True).start()
     say(f"http://{host}:{server.server_port}/dashboard/ shows {view.path}; Ctrl-C ends it")
     try:
         server.serve_forever()
@@ -140,19 +157,42 @@ def serve(
         server.server_close()
 
 
-def _follow(view: View, ended: threading.Event, say: Callable[[str], None]) -> None:
-    """Refresh until the end; a look that fails, say at a storage that restarts, is repeated."""
-    failed = False
+@contextmanager
+def without(package: str) -> Iterator[None]:
+    """While inside, a package that is not imported yet looks as if it were not installed.
+
+    optuna-dashboard's imports lead to scikit-learn and pandas, for a measure of importance that it
+    does not use: half of the time until it serves.
+    """
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+
+
+def _follow(view: View, app: Answers, ended: threading.Event, say: Callable[[str], None]) -> None:
+    """Refresh until the end; a look that fails, say at a storage that restarts, is repeated.
+
+    Trials come first: plots are drawn while the page already shows them.
+    """
+    failed, first = False, True
     while True:
         try:
-            view.refresh()
+            if first or view.refresh():
+                for study in view.studies():
+                    app.warm(study)
             failed = False
         except Exception as error:
             if not failed:
                 say(f"not up to date: {error}")
             failed = True
-        if ended.wait(REFRESH):
+        if ended.wait(0 if first else REFRESH):
             return
+        first = False
 
 
 class _Server(ThreadingMixIn, WSGIServer):

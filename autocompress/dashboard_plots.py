@@ -134,8 +134,8 @@ def _front(run: Run) -> Front | None:
 
 
 def _told(run: Run, trial: Trial) -> str:
-    bits = run.table("bits").total(trial.allocation) / run.space.weights
-    return f"{bits:.3f} bits, {trial.origin}"
+    bits = trial.costs[[table.name for table in run.costs].index("bits")]
+    return f"{bits / run.space.weights:.3f} bits, {trial.origin}"
 
 
 def _entries(run: Run, allocation: Allocation) -> list[Entry]:

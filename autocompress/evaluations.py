@@ -11,7 +11,6 @@ from typing import Self
 
 from autocompress.core import Allocation, CostTable, Fidelity, Score, SearchSpace, Trial
 from autocompress.jsonl import Row, damaged, read_rows
-from autocompress.levels import parse_level
 
 TABLE = "evaluations.jsonl"
 
@@ -36,6 +35,13 @@ class Evaluations:
         self.spent_until: list[int] = []
         self.allocations: dict[str, Allocation] = {}
         self._space, self._costs = space, tuple(costs)
+        # By name: levels are compared and hashed by their fields, a hundred times as slowly.
+        self._levels = [{str(level): level for level in allowed} for allowed in space.levels]
+        self._prices = [
+            [{str(level): cost for level, cost in entry.items()} for entry in table.entries]
+            for table in self._costs
+        ]
+        self._totals: dict[str, tuple[float, ...]] = {}  # by key of the allocation
 
     @classmethod
     def read(cls, path: Path, space: SearchSpace, costs: Sequence[CostTable]) -> Self:
@@ -72,15 +78,25 @@ class Evaluations:
         if "spent" in row:
             self.spent[str(row["spent"])] += int(row["tokens"])
         elif "levels" in row:
-            allocation = Allocation(tuple(map(parse_level, row["levels"])))
-            if allocation not in self._space:
-                raise ValueError("its levels are not in the search space")
+            allocation = self._allocation(row["levels"])
             self.allocations[allocation.key] = allocation
+            self._totals[allocation.key] = tuple(
+                table.base + sum(map(dict.__getitem__, prices, row["levels"]))
+                for table, prices in zip(self._costs, self._prices, strict=True)
+            )
         else:
             trial = self._read(row)
             self.add(trial, int(row["scored"]))
             return trial
         return None
+
+    def _allocation(self, names: Sequence[str]) -> Allocation:
+        """The allocation whose levels are called `names`."""
+        pairs = list(zip(self._levels, names, strict=True))
+        allocation = Allocation(tuple(known[name] for known, name in pairs if name in known))
+        if len(allocation.levels) < len(pairs) or not allocation.keeps_some:
+            raise ValueError("its levels are not in the search space")
+        return allocation
 
     def _read(self, row: Row) -> Trial:
         if row["number"] != len(self.trials):
@@ -93,7 +109,8 @@ class Evaluations:
 
     def trial(self, allocation: Allocation, fidelity: Fidelity, score: Score, origin: str) -> Trial:
         """The next trial."""
-        costs = tuple(table.total(allocation) for table in self._costs)
+        known = self._totals.get(allocation.key)
+        costs = known or tuple(table.total(allocation) for table in self._costs)
         return Trial(len(self.trials), allocation, fidelity, score, costs, origin)
 
     def add(self, trial: Trial, scored: int) -> None:

@@ -161,7 +161,8 @@ def cost_loss(
 ) -> npt.NDArray[np.float64]:  # (trials, 2)
     """Cost and loss of each trial; bits are effective bits."""
     scale = run.space.weights if table.name == "bits" else 1
-    return np.array([(table.total(it.allocation) / scale, it.loss) for it in trials]).reshape(-1, 2)
+    at = [it.name for it in run.costs].index(table.name)
+    return np.array([(trial.costs[at] / scale, trial.loss) for trial in trials]).reshape(-1, 2)
 
 
 def _first(points: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:

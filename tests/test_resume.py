@@ -122,11 +122,11 @@ def test_ctrl_c_while_the_database_is_built(
     asked = ("build", "--config", config, "--out", tmp_path / "out")
     database = resolve_name("autocompress.database:LevelDatabase")
     with monkeypatch.context() as patched:
-        interrupt(patched, database, "add", 3)
+        interrupt(patched, database, "enter", 3)
         ended = command(*asked)
     assert ended.code == 130 and "run the same command again" in ended.err
     with monkeypatch.context() as patched:
-        calls = interrupt(patched, database, "add", 0)
+        calls = interrupt(patched, database, "enter", 0)
         assert command(*asked).code == 0
     groups = len(list((result.with_name("result.run") / "database").glob("*.safetensors")))
     assert len(calls) == groups - 2, "what was built is not built again"
