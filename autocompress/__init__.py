@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from autocompress.pipeline import build_database, search, search_front
     from autocompress.profiling import profile
     from autocompress.result import FrontResult, Result
-    from autocompress.runs import Front, Run, open_run
+    from autocompress.runs import Front, Study, open_run
     from autocompress.scoring import evaluate
     from autocompress.strategies import register_strategy
     from autocompress.targets import Target, register_target
@@ -49,8 +49,8 @@ __all__ = [
     "Level",
     "Problem",
     "Result",
-    "Run",
     "SearchSpace",
+    "Study",
     "StudyConfig",
     "Target",
     "Trial",
@@ -79,8 +79,8 @@ _HOMES = {
     "Level": "autocompress.levels",
     "Problem": "autocompress.core",
     "Result": "autocompress.result",
-    "Run": "autocompress.runs",
     "SearchSpace": "autocompress.core",
+    "Study": "autocompress.runs",
     "StudyConfig": "autocompress.config",
     "Target": "autocompress.targets",
     "Trial": "autocompress.core",

@@ -8,12 +8,12 @@ from typing import Any
 from autocompress.core import Allocation, Trial
 from autocompress.errors import StudyError
 from autocompress.report.facts import layer_grid
-from autocompress.runs import Front, Run, cost_loss, front_of
+from autocompress.runs import Front, Study, cost_loss, front_of
 
 Entry = dict[str, Any]
 
 
-def front_plot(run: Run) -> Any:
+def front_plot(run: Study) -> Any:
     """Every trial on validation windows, with standard errors, and their front."""
     from plotly import graph_objects
 
@@ -37,7 +37,7 @@ def front_plot(run: Run) -> Any:
     return figure
 
 
-def allocation_plot(run: Run) -> Any:
+def allocation_plot(run: Study) -> Any:
     """Levels by block and type: the incumbent, and every point of the front, to choose from."""
     from plotly import graph_objects
 
@@ -67,7 +67,7 @@ def allocation_plot(run: Run) -> Any:
     return figure
 
 
-def loss_plot(run: Run) -> Any:
+def loss_plot(run: Study) -> Any:
     """Loss on search windows over the tokens spent, strategy by strategy, and the best so far."""
     from plotly import graph_objects
 
@@ -89,7 +89,7 @@ def loss_plot(run: Run) -> Any:
     return figure
 
 
-def selected(run: Run) -> dict[str, Trial]:
+def selected(run: Study) -> dict[str, Trial]:
     """The incumbent and the points of the front, by what they are called."""
     chosen: dict[str, Trial] = {}
     search = [trial for trial in run.evaluations.trials if trial.fidelity.split == "search"]
@@ -103,7 +103,7 @@ def selected(run: Run) -> dict[str, Trial]:
     return chosen
 
 
-def note(run: Run) -> str:
+def note(run: Study) -> str:
     """The run's facts in Markdown."""
     settings: Mapping[str, Any] = run.record["settings"]
     aim = settings.get("pareto") or " and ".join(settings.get("budgets", ()))
@@ -126,19 +126,19 @@ def note(run: Run) -> str:
     )
 
 
-def _front(run: Run) -> Front | None:
+def _front(run: Study) -> Front | None:
     try:
         return front_of(run)
     except StudyError:  # no search has come to its validation windows
         return None
 
 
-def _told(run: Run, trial: Trial) -> str:
+def _told(run: Study, trial: Trial) -> str:
     bits = trial.costs[[table.name for table in run.costs].index("bits")]
     return f"{bits / run.space.weights:.3f} bits, {trial.origin}"
 
 
-def _entries(run: Run, allocation: Allocation) -> list[Entry]:
+def _entries(run: Study, allocation: Allocation) -> list[Entry]:
     return [
         {
             "layer": layer.name,

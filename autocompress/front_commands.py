@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from autocompress.runs import Front, Run
+    from autocompress.runs import Front, Study
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder of a search, or the result beside it.")]
 Cost = Annotated[str, typer.Option(help="Against the loss: bits, bytes or latency.")]
@@ -44,7 +44,7 @@ def front(
         points_table(_about(opened, found), rows)
 
 
-def front_rows(run: Run, found: Front) -> list[dict[str, Any]]:
+def front_rows(run: Study, found: Front) -> list[dict[str, Any]]:
     """A row per point of a front: costs, scores, and the level of every layer."""
     bits, size = run.table("bits"), run.table("bytes")
     return [
@@ -67,7 +67,7 @@ def front_rows(run: Run, found: Front) -> list[dict[str, Any]]:
     ]
 
 
-def _about(run: Run, found: Front) -> dict[str, Any]:
+def _about(run: Study, found: Front) -> dict[str, Any]:
     return {
         "run": str(run.path),
         "model": run.record["model"]["name"],

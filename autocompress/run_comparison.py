@@ -8,12 +8,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 from autocompress.errors import StudyError
-from autocompress.runs import Front, Run, cost_loss, front_of
+from autocompress.runs import Front, Study, cost_loss, front_of
 
 SURE = 0.95  # confidence of the intervals
 
 
-def compare_runs(one: Run, other: Run, cost: str = "bits") -> dict[str, Any]:
+def compare_runs(one: Study, other: Study, cost: str = "bits") -> dict[str, Any]:
     """The losses of two runs on the same validation windows at equal cost.
 
     Each point of the first front meets the best point of the second that costs no more; the
@@ -24,7 +24,8 @@ def compare_runs(one: Run, other: Run, cost: str = "bits") -> dict[str, Any]:
         `low` and `high` (95 %); `hypervolume` of both to one `reference`; `windows`.
 
     Raises:
-        StudyError: the runs are of different models or windows, or one has no front yet.
+        StudyError: the runs are of different models or windows, or one has no front yet, or one
+            of fewer windows.
     """
     _check_alike(one, other)
     worst = [
@@ -76,7 +77,7 @@ def interval(gaps: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - margin, mean + margin
 
 
-def _check_alike(one: Run, other: Run) -> None:
+def _check_alike(one: Study, other: Study) -> None:
     """Check that the losses of two runs compare.
 
     Raises:
@@ -97,3 +98,9 @@ def _check_alike(one: Run, other: Run) -> None:
     for run in (one, other):
         if not run.validated():
             front_of(run)  # says what is missing
+    scored = [len(run.validated()[0].score.losses) for run in (one, other)]
+    if scored[0] != scored[1]:
+        raise StudyError(
+            f"runs that are compared must have scored as many validation windows. Got {scored[0]} "
+            f"and {scored[1]}: a search was stopped before its race. Let it finish."
+        )

@@ -19,8 +19,8 @@ from autocompress.run_record import RECORD, read_record, recorded_costs, recorde
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a run folder knows now; a search may be going on in it.
+class Study:
+    """A study that is read: what its run folder knows now; a search may be going on in it.
 
     Args:
         record: settings, model and space, as `run_record` keeps them.
@@ -78,7 +78,7 @@ def find_run(path: Path) -> Path:
     return beside if not (path / RECORD).exists() and (beside / RECORD).exists() else path
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: str | Path) -> Study:
     """Read a run folder.
 
     Args:
@@ -87,10 +87,10 @@ def open_run(path: Path) -> Run:
     Raises:
         StudyError: it is none, damaged, or of a newer version.
     """
-    path = find_run(path)
+    path = find_run(Path(path))
     record = read_record(path)
     space, costs = recorded_space(record), recorded_costs(record)
-    return Run(path, record, space, costs, Evaluations.read(path / TABLE, space, costs))
+    return Study(path, record, space, costs, Evaluations.read(path / TABLE, space, costs))
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Front:
         return self.trials[number - 1]
 
 
-def front_of(run: Run, cost: str = "bits", reference: Sequence[float] | None = None) -> Front:
+def front_of(run: Study, cost: str = "bits", reference: Sequence[float] | None = None) -> Front:
     """The front of a run's trials on validation windows.
 
     Args:
@@ -157,7 +157,7 @@ def front_of(run: Run, cost: str = "bits", reference: Sequence[float] | None = N
 
 
 def cost_loss(
-    run: Run, table: CostTable, trials: Sequence[Trial]
+    run: Study, table: CostTable, trials: Sequence[Trial]
 ) -> npt.NDArray[np.float64]:  # (trials, 2)
     """Cost and loss of each trial; bits are effective bits."""
     scale = run.space.weights if table.name == "bits" else 1

@@ -171,6 +171,17 @@ def test_a_result_is_exported(tiny_folder: Path, tmp_path: Path) -> None:
     assert facts["model"]["name"] and (tmp_path / "dense" / "config.json").exists()
 
 
+def test_the_tour(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page of the documentation, line by line."""
+    copied_run(tiny_folder, tmp_path / "demo.run")
+    monkeypatch.chdir(tmp_path)
+    plain = {key: SETTINGS[key] for key in ("dtype", "window")}
+    given = {"MODEL": str(tiny_folder), "SETTINGS": {"tokens": SplitTokens(**TOKENS), **plain}}
+    page = EXAMPLES.parent / "docs" / "api" / "tour.md"
+    found = doctest.testfile(str(page), module_relative=False, globs=given)
+    assert found.attempted > 20 and found.failed == 0
+
+
 @pytest.mark.parametrize("name", ["autocompress.core", "autocompress.levels", "autocompress.cost"])
 def test_examples_in_docstrings(name: str) -> None:
     found = doctest.testmod(importlib.import_module(name))
