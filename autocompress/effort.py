@@ -13,7 +13,7 @@ EFFORTS = {"quick": 30_000, "normal": 300_000, "thorough": 1_000_000}  # tokens
 SENSITIVITIES, DESCENT = 0.36, 0.36  # shares of a small budget; the rest is for scores
 REFINE = 0.5  # share of refinement where sensitivities are known
 WARM = 8  # a search of a run folder that knows another spends one in so many tokens of the first
-FRONT = 1.5  # tokens of a whole front, in those of one search
+FRONT = 1.4  # tokens of a whole front, in those that one search may spend, not all of which it does
 UNIFORM = 4  # windows on which the uniform allocation is raced before it leaves
 STEPS = 8  # of the descent at most; more tokens make larger batches
 
@@ -100,8 +100,8 @@ def share(base: Plan, extra: int, window: int, available: int) -> Plan:
 def front_plan(tokens: int, points: int, window: int, available: int) -> Plan:
     """What each point of a front may spend where one search may spend `tokens`.
 
-    All points together spend half as much again as one search: sensitivities are paid once, and
-    answers to neighbouring limits are alike.
+    All points together spend less than half as much again as one search: sensitivities are paid
+    once, and answers to neighbouring limits are alike.
     """
     base = plan(tokens, window, available)
     extra = int(FRONT * tokens) - GRADIENT * base.sensitivities
