@@ -21,6 +21,7 @@ RECORD = "run.json"
 FORMAT = 1
 AIMS = ("budgets", "pareto")  # settings that say what is searched for
 MACHINE = ("run", "workers", "worker_threads", "backend", "scheduler")  # where, not what: forgotten
+MINIMIZE = "minimize"  # goes with an aim: another one does not inherit it
 PATHS = ("model", "space", "calibration", "target", "storage", "out")  # that may be paths
 
 Record = Mapping[str, Any]
@@ -217,7 +218,7 @@ def recalled(given: Mapping[str, Any]) -> dict[str, Any]:
         before["out"] = _beside(Path(run), aims)
         before["warm"] = before.get("warm") or StudyConfig(**before).full_tokens
     if aims:
-        before = {name: value for name, value in before.items() if name not in AIMS}
+        before = {name: it for name, it in before.items() if name not in (*AIMS, MINIMIZE)}
     if "effort" in given or "spend" in given:  # which stand in place of each other
         before = {k: v for k, v in before.items() if k not in ("effort", "spend", "warm")}
     return {**before, **given}
