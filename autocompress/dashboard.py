@@ -11,7 +11,7 @@ from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from autocompress.dashboard_answers import Answers
+from autocompress.dashboard_answers import Answers, best_trials
 from autocompress.errors import ConfigError
 from autocompress.evaluations import TABLE
 from autocompress.mirror import JOURNAL
@@ -130,13 +130,14 @@ def serve(
     """
     try:
         with without("sklearn"):
-            from optuna_dashboard import wsgi
+            from optuna_dashboard import _app, wsgi
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"a dashboard must have the package '{error.name}', which is not installed. Run: "
             "pip install 'autocompress[dashboard]'"
         ) from error
     view = View(path, storage)
+    _app.get_pareto_front_trials = best_trials  # where this name is gone, its own serves
     app = Answers(wsgi(view.storage), view.state)
     try:
         server = make_server(host, port, app, _Server, _Quiet)
@@ -177,7 +178,7 @@ def without(package: str) -> Iterator[None]:
 def _follow(view: View, app: Answers, ended: threading.Event, say: Callable[[str], None]) -> None:
     """Refresh until the end; a look that fails, say at a storage that restarts, is repeated.
 
-    Trials come first: plots are drawn while the page already shows them.
+    Trials come first: plots are drawn when a page that was opened at once shows them already.
     """
     failed, first = False, True
     while True:
@@ -190,7 +191,7 @@ def _follow(view: View, app: Answers, ended: threading.Event, say: Callable[[str
             if not failed:
                 say(f"not up to date: {error}")
             failed = True
-        if ended.wait(0 if first else REFRESH):
+        if ended.wait(REFRESH):
             return
         first = False
 

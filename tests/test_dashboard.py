@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
+import numpy as np
 import optuna
 from runs import finished
 
 from autocompress.dashboard import View, without
-from autocompress.dashboard_answers import Answers
+from autocompress.dashboard_answers import Answers, best_trials
 
 
 class Counting:
@@ -76,6 +77,24 @@ def test_a_new_trial_is_shown_at_once(tiny_folder: Path, tmp_path: Path) -> None
     after = view.state()
     assert after != before
     assert view.refresh() and view.state() != after and not view.refresh()
+
+
+def test_the_best_trials_are_those_of_the_dashboard() -> None:
+    from optuna.study import StudyDirection
+    from optuna_dashboard import _app
+    from optuna_dashboard._pareto_front import _get_pareto_front_trials_nd
+
+    rng = np.random.default_rng(0)
+    trials = [
+        optuna.trial.create_trial(values=list(map(float, row)))
+        for row in rng.integers(0, 12, (200, 3))  # some are equal
+    ]
+    trials.append(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
+    directions = [StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
+    found = best_trials(trials, directions)
+    assert found == _get_pareto_front_trials_nd(trials, directions) and len(found) > 3
+    assert best_trials([], directions) == []
+    assert callable(_app.get_pareto_front_trials), "the name that ours takes the place of"
 
 
 def test_a_package_that_is_hidden_for_a_while() -> None:
