@@ -19,6 +19,7 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from collections import Counter
 from hashlib import sha256
 from importlib import import_module
@@ -189,6 +190,9 @@ def become(command: list[str]) -> None:
         if end.code:
             os.write(errors, f"{command} ended with {end.code}\n".encode())
         os._exit(int(end.code or 0))
+    except BaseException:
+        os.write(errors, traceback.format_exc().encode())
+        os._exit(1)
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
