@@ -87,7 +87,7 @@ def test_the_best_trials_are_those_of_the_dashboard() -> None:
     rng = np.random.default_rng(0)
     trials = [
         optuna.trial.create_trial(values=list(map(float, row)))
-        for row in rng.integers(0, 12, (200, 3))  # some are equal
+        for row in rng.integers(0, 40, (200, 3))  # some are equal
     ]
     trials.append(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
     directions = [StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
