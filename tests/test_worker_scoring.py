@@ -98,16 +98,36 @@ def search(tiny_folder: Path, folder: Path, *flags: object) -> tuple[Path, str]:
     return folder / "result", ran.err
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_the_number_of_workers_changes_no_bit(tiny_folder, tmp_path, count):
-    result, said = search(tiny_folder, tmp_path, "--workers", count)
-    assert found(result) == found(finished(tiny_folder)) and "died" not in said
+def test_one_worker_changes_no_bit(tiny_folder, tmp_path):
+    result, _ = search(tiny_folder, tmp_path, "--workers", 1)
+    assert found(result) == found(finished(tiny_folder))
 
 
-def test_a_killed_worker_changes_no_bit(tiny_folder, tmp_path, monkeypatch):
+def test_three_workers_of_which_one_is_killed_change_no_bit(tiny_folder, tmp_path, monkeypatch):
     finished(tiny_folder)
     killing = kill_a_worker(monkeypatch, 3)
-    result, said = search(tiny_folder, tmp_path, "--workers", 2)
+    result, said = search(tiny_folder, tmp_path, "--workers", 3)
     assert found(result) == found(finished(tiny_folder))
     assert said.count("a worker died") == 1 and len(killing) > 3
     assert not workers_of(os.getpid()), "they end with the search"
+
+
+def test_a_dask_cluster_of_two_processes_changes_no_bit_when_one_is_killed(
+    tiny_folder, tmp_path, monkeypatch
+):
+    distributed = pytest.importorskip("distributed")
+    finished(tiny_folder)
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        processes = list(client.run(os.getpid).values())
+        rounds = kill_a_worker(monkeypatch, 3, lambda: processes)
+        flags = ("--backend", "dask", "--scheduler", cluster.scheduler_address)
+        result, _ = search(tiny_folder, tmp_path, *flags)
+        after = client.run(os.getpid).values()
+    assert found(result) == found(finished(tiny_folder))
+    assert len(rounds) > 3 and max(rounds) == 2
+    assert processes[0] not in after and processes[1] in after
