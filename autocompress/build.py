@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,15 @@ from torch import Tensor, nn
 
 from autocompress.core import SearchSpace
 from autocompress.database import LevelDatabase
-from autocompress.errors import DatabaseError, LevelError
+from autocompress.errors import DatabaseError
 from autocompress.files import exclusive
-from autocompress.levels import UNCHANGED, Dense, Drop, GgufType, Level, Quantize, Shape
+from autocompress.levels import UNCHANGED, Dense, Level, Rows, Width
 from autocompress.machine import limited_threads
-from autocompress.models import module_name, set_weight, weight_of
+from autocompress.models import is_transposed, module_name, set_weight, weight_of
 from autocompress.operators import Solver, Statistics
+from autocompress.prefix_levels import nearest
 from autocompress.solving import Group, SharedSolving, solve_group
+from autocompress.sublayers import feeders
 from autocompress.tracing import hidden_states, input_groups
 from autocompress.workers import Pool
 
@@ -71,6 +74,7 @@ def build_database(
             builder = _Builder(
                 model, wanted, windows, database, prefix, solver, progress, pool, threads
             )
+            builder.feeders = feeders(space)
             builder.run()
     return database
 
@@ -121,6 +125,9 @@ class _Builder:
             None if pool is None else SharedSolving(pool, database.path, solver, database.enter)
         )
         self.dense: dict[str, Any] = {}  # the parameters that prefix weights replace
+        # What feeds a narrower module waits for it to choose its inputs, with its own statistics.
+        self.feeders: Mapping[str, Sequence[str]] = {}
+        self.waiting: dict[str, Statistics] = {}
 
     def run(self) -> None:
         embedding = module_name(self.model, self.model.get_input_embeddings())
@@ -158,7 +165,9 @@ class _Builder:
         return head.weight is embedding.weight
 
     def _missing(self, group: Sequence[str]) -> bool:
-        return any((m, level) not in self.database for m in group for level in self.wanted[m])
+        """Whether the group lacks a level, or what waits for it does."""
+        members = [*group, *(it for name in group for it in self.feeders.get(name, ()))]
+        return any((m, level) not in self.database for m in members for level in self.wanted[m])
 
     def _forward(self, groups: Sequence[Sequence[str]], pending: int, full: bool) -> Tensor | None:
         if pending < 0 and not full:
@@ -198,11 +207,30 @@ class _Builder:
             return
         self.progress(self.done, self.total)
         self.done += 1
-        levels = {level: None for name in group for level in self.wanted[name]}
         width = weight_of(self.model.get_submodule(group[0])).shape[1]
         statistics = input_statistics(inputs, width)
+        levels = {level: None for name in group for level in self.wanted[name]}
+        self._solve_levels(group, statistics, [lv for lv in levels if not isinstance(lv, Rows)])
+        for name in group:
+            if any(isinstance(level, Rows) for level in self.wanted[name]):
+                self.waiting[name] = statistics
+            for feeder in self.feeders.get(name, ()):
+                self._solve_feeder(feeder, name)
+
+    def _solve_feeder(self, feeder: str, writer: str) -> None:
+        """The outputs of a feeder that its writer reads at each of its widths."""
+        before = self.waiting.pop(feeder, Statistics(None, 0))
+        widths = [level for level in self.wanted[writer] if isinstance(level, Width)]
+        masks = {it.percent: self.database.kept(writer, it).view(-1, it.of)[:, 0] for it in widths}
+        rows = [level for level in self.wanted[feeder] if isinstance(level, Rows)]
+        self._solve_levels([feeder], replace(before, kept=masks), rows)
+
+    def _solve_levels(
+        self, group: Sequence[str], statistics: Statistics, levels: Sequence[Level]
+    ) -> None:
+        """Solve and store those of the levels that some of the group lacks."""
         lacking = [lv for lv in levels if any((m, lv) not in self.database for m in group)]
-        weights = [weight_of(self.model.get_submodule(name)).float() for name in group]
+        weights = [self._weight(name).float() for name in group]
         first, rest = self._portions(group, lacking)
         if first:
             part = Group(tuple(group), tuple(first), statistics.tokens)
@@ -211,6 +239,13 @@ class _Builder:
             part = Group(tuple(group), tuple(rest), statistics.tokens)
             solve = self._solve_here if self.shared is None else self.shared.add
             solve(part, weights, statistics)
+
+    def _weight(self, name: str) -> Tensor:  # (out, in)
+        """The dense weight: a feeder is at the prefix level by the time it is solved."""
+        module = self.model.get_submodule(name)
+        dense = self.dense.get(name, module.weight)
+        weight: Tensor = dense.T if is_transposed(module) else dense
+        return weight
 
     def _solve_here(self, group: Group, weights: Sequence[Tensor], statistics: Statistics) -> None:
         with limited_threads(self.threads):
@@ -227,7 +262,8 @@ class _Builder:
         if self.threads is None:
             return list(lacking), []
         needed = {self._prefix_of(name) for name in group}
-        return [lv for lv in lacking if lv in needed], [lv for lv in lacking if lv not in needed]
+        now = [lv for lv in lacking if lv in needed or isinstance(lv, Width | Rows)]
+        return now, [lv for lv in lacking if lv not in now]
 
     def _prefix_of(self, name: str) -> Level:
         """The prefix level, or where the module cannot take it its nearest."""
@@ -244,39 +280,6 @@ class _Builder:
             module = self.model.get_submodule(name)
             self.dense[name] = module.weight
             set_weight(module, self.database.load(name, level).dense())
-
-
-def nearest(level: Level, allowed: Sequence[Level], shape: Shape) -> Level:
-    """The allowed level closest in storage at a shape; dense if none keeps anything."""
-    bits = level.storage_bits(shape)
-    keeping = [lv for lv in allowed if not isinstance(lv, Drop)]
-    return min(keeping, key=lambda lv: abs(lv.storage_bits(shape) - bits), default=Dense())
-
-
-PREFIX = Quantize(3, 64)
-
-
-def default_prefix(space: SearchSpace) -> Level:
-    """What calibration activations pass through where nobody says.
-
-    `w3g64`, or the level nearest to it, where some level stores all weights as codes; in spaces of
-    other levels that would be their very smallest, so there it is the one of middle size, which is
-    `s50` in `sparse-unstructured`; dense where layers are only dropped.
-    """
-    levels = [lv for lv in space.all_levels() if not isinstance(lv, (*UNCHANGED, Drop))]
-    if any(isinstance(lv, Quantize | GgufType) for lv in levels):
-        return PREFIX
-    sizes = {level: _size(level, space) for level in levels}
-    known = sorted((lv for lv in levels if sizes[lv] is not None), key=lambda lv: sizes[lv] or 0)
-    return known[len(known) // 2] if known else Dense()
-
-
-def _size(level: Level, space: SearchSpace) -> int | None:
-    """Bits of all layers at a level; None where one of them cannot take it."""
-    try:
-        return sum(level.storage_bits(shape) for it in space.layers for shape in it.shapes)
-    except LevelError:
-        return None
 
 
 def input_statistics(inputs: Tensor | None, width: int) -> Statistics:

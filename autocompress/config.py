@@ -122,7 +122,7 @@ class StudyConfig:
         return named if self.spend is None else self.spend
 
     def prefix_level(self) -> Level | None:
-        """`prefix` as a level; None leaves it to the space, see `build.default_prefix`."""
+        """`prefix` as a level; None leaves it to the space, see `prefix_levels.default_prefix`."""
         return None if self.prefix is None else parse_level(self.prefix)
 
     def parsed_pins(self) -> tuple[Pin, ...]:

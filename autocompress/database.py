@@ -25,6 +25,7 @@ from autocompress.packed import Packed
 
 FORMAT = 2
 ROWS = "error"  # in place of a tensor's name: mean squared error of every output
+KEPT = "kept"  # and which inputs or outputs a narrower weight keeps
 # A quarter of the memory: all 9 levels of the default model are 1.9 GB in bf16, 3.8 in float32.
 CACHE_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
@@ -87,7 +88,16 @@ class LevelDatabase:
             DatabaseError: the entry is missing or its file is damaged.
         """
         tensors = self._read(module, level, lambda part: part != ROWS)
-        return Packed(level, self.shapes[module], tensors)
+        kept = tensors.pop(KEPT, None)
+        return Packed(level, self.shapes[module], tensors, kept)
+
+    def kept(self, module: str, level: Level) -> Tensor:  # (in,) or (out,), bool
+        """Which inputs or outputs a narrower weight keeps.
+
+        Raises:
+            DatabaseError: the entry is missing or its file is damaged.
+        """
+        return self._read(module, level, lambda part: part == KEPT)[KEPT]
 
     def row_errors(self, module: str, level: Level) -> Tensor:  # (out,), float32
         """Mean squared error of every output of a module at a level on calibration inputs.
@@ -215,7 +225,7 @@ def write_solutions(
     tensors = {
         f"{module}|{level}|{part}": tensor.contiguous()
         for (module, level), solution in solutions.items()
-        for part, tensor in {**solution.packed.tensors, ROWS: solution.rows}.items()
+        for part, tensor in _parts(solution).items()
     }
     write_atomically(path, lambda draft: save_file(tensors, draft))
     errors: dict[str, dict[str, float]] = {}
@@ -223,6 +233,13 @@ def write_solutions(
         errors.setdefault(module, {})[str(level)] = solution.error
     shapes = {module: solution.packed.shape for (module, _), solution in solutions.items()}
     return Written(path.name, sha256(path), errors, shapes, seconds)
+
+
+def _parts(solution: Solution) -> dict[str, Tensor]:
+    """Everything that is kept of a solution."""
+    kept = solution.packed.kept
+    more = {ROWS: solution.rows} if kept is None else {ROWS: solution.rows, KEPT: kept}
+    return {**solution.packed.tensors, **more}
 
 
 def database_identity(

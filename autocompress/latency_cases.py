@@ -17,7 +17,7 @@ from autocompress.backends import BACKENDS, Backend, Op
 from autocompress.backends.native_ops import NativeOp
 from autocompress.errors import LatencyError
 from autocompress.latency_store import Point
-from autocompress.levels import Dense, Joint, Level, LowRank, Quantize, Shape
+from autocompress.levels import Dense, Joint, Level, LowRank, Quantize, Shape, Width
 from autocompress.machine import last_level_cache
 from autocompress.operators import Solver, Statistics, solve
 from autocompress.packed import Packed, pack, tensor_shapes
@@ -34,6 +34,8 @@ def find_backend(level: Level, shape: Shape, target: Target) -> Backend | str:
         return (
             f"the decoder of one native call per token has one matrix for a layer, '{level}' more"
         )
+    if isinstance(level, Width):  # its matrices are of other sizes than the layer's
+        return f"nothing prices narrower sublayers, such as '{level}', in time yet"
     reasons = []
     for name in target.runtime:
         reason = BACKENDS[name].supports(level, shape, target.mode)

@@ -49,7 +49,7 @@ class Layer:
         Raises:
             LevelError: the layer cannot take it.
         """
-        return module_levels(level, self.modules, self.roles)
+        return module_levels(level, self.modules, self.roles, self.shapes)
 
     def stored_at(self, levels: Sequence[Level]) -> tuple[tuple[Level, ...], ...]:
         """What each module stores at each of the layer's levels: (modules, levels)."""

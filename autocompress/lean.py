@@ -77,7 +77,7 @@ def lean_decoder(model: Any, capacity: int) -> LeanDecoder | str:
     from autocompress_kernels.llama import Steps
 
     prepare(model)  # all weights side by side, before the decoder points at them
-    reason = in_parts(model)
+    reason = in_parts(model) or narrower(model)
     if reason is not None:
         return reason
     try:
@@ -115,6 +115,27 @@ def in_parts(model: Any) -> str | None:
         if len(getattr(getattr(module, "op", None), "matrices", ())) > 1:
             return f"'{name}' at {module.level} is more than one matrix"
     return None
+
+
+def narrower(model: Any) -> str | None:
+    """Which layer has other sizes than a native decoder gives to all of its kind."""
+    config = model.config
+    heads = config.num_attention_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    ffn: set[int] = set()
+    for number, block in enumerate(model.model.layers):
+        if not isinstance(block, Skipped):
+            attention, mlp = block.self_attn, block.mlp
+            if not isinstance(attention, Nothing) and _rows(attention.q_proj) != heads * dim:
+                return f"attention of block {number} has fewer than {heads} heads"
+            if not isinstance(mlp, Nothing):
+                ffn.add(_rows(mlp.gate_proj))
+    return f"its FFNs have {len(ffn)} widths, not one" if len(ffn) > 1 else None
+
+
+def _rows(module: Any) -> int:
+    """Outputs of a linear map, packed or not."""
+    return int(module.shape[0] if hasattr(module, "shape") else len(module.weight))
 
 
 def describe(model: Any, capacity: int) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from autocompress.core import Allocation
 from autocompress.gradients import Advance, estimate_of, gradient_passes, weight_gradient
-from autocompress.levels import UNCHANGED, Level
+from autocompress.levels import Level, is_unchanged
 from autocompress.predictions import Linearization, Sensitivities
 from autocompress.quality import Teacher, divergence_slope
 from autocompress.stitch import StitchedModel
@@ -46,9 +46,7 @@ def linearize(
         for name, own in zip(layer.modules, layer.stored_at(levels), strict=True)
     }
     changing = [
-        name
-        for name, own in stored.items()
-        if any(not isinstance(level, UNCHANGED) for level in own)
+        name for name, own in stored.items() if any(not is_unchanged(level) for level in own)
     ]
     folds = np.array_split(np.arange(len(reference.windows)), min(FOLDS, len(reference.windows)))
     slopes = [np.zeros((len(folds), len(levels))) for levels in space.levels]

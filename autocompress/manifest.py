@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from autocompress.build import nearest
 from autocompress.config import StudyConfig
 from autocompress.core import Allocation, Problem
 from autocompress.files import sha256
@@ -17,6 +16,7 @@ from autocompress.levels import Dense, Level
 from autocompress.machine import describe_machine
 from autocompress.opening import Opened, model_facts, source_of
 from autocompress.plans import OTHERS, SETTINGS, BuildPlan
+from autocompress.prefix_levels import nearest
 from autocompress.result import allocation_facts, budget_facts, trial_facts
 from autocompress.session import Session
 from autocompress.study import Study

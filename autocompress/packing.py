@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autocompress.levels import Dense, Level
+from autocompress.levels import Dense, Level, Rows, Shape, Width
 from autocompress.models import is_linear, weight_of
 from autocompress.removal import GONE, Removed, ZeroLinear, is_removed, remove_modules
 from autocompress.runtime import (
@@ -65,6 +65,19 @@ def _empty(old: Any, level: Level, dtype: torch.dtype) -> nn.Module:
     with torch.device(old.weight.device):
         if isinstance(level, GONE):
             return ZeroLinear((rows, width), old.bias)
+        if isinstance(level, Width | Rows):
+            return _narrow(old, level, level.inner_shape((rows, width)), dtype)
         if is_linear(old):
             return PackedLinear(level, (rows, width), dtype, old.bias)
         return PackedEmbedding(level, (rows, width), dtype, embedding_scale(old))
+
+
+def _narrow(old: Any, level: Width | Rows, shape: Shape, dtype: torch.dtype) -> nn.Module:
+    """A smaller linear map; its bias has as many numbers as it has outputs."""
+    bias = None
+    if old.bias is not None:
+        bias = nn.Parameter(torch.empty(shape[0], dtype=dtype), requires_grad=False)
+    if level.codes is not None:
+        return PackedLinear(level.codes, shape, dtype, bias)
+    made = nn.Linear(shape[1], shape[0], bias=bias is not None, dtype=dtype)
+    return made.requires_grad_(False)

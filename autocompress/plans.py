@@ -12,7 +12,7 @@ from autocompress.config import StudyConfig
 from autocompress.core import Layer, SearchSpace
 from autocompress.documents import SplitTokens
 from autocompress.errors import ConfigError, LevelError
-from autocompress.levels import Drop, Level, parse_level
+from autocompress.levels import WHOLE, Level, parse_level
 from autocompress.spaces import SCOPES, SpaceConfig, build_space
 from autocompress.sublayers import Tie
 from autocompress.tables import check_keys, read_strings
@@ -47,7 +47,7 @@ class BuildPlan:
     @property
     def removes(self) -> bool:
         """Whether sublayers are dropped: then each of them is one layer."""
-        return any(isinstance(level, Drop) for _, level in self.levels)
+        return any(isinstance(level, WHOLE) for _, level in self.levels)
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -74,7 +74,12 @@ def _layer(layer: Layer, levels: Sequence[Level]) -> dict[str, Any]:
 
 def _read_layer(row: Mapping[str, Any]) -> Layer:
     roles = (
-        Role(role["writes"], frozenset(role["readers"]), frozenset(role["feeders"]))
+        Role(
+            role["writes"],
+            frozenset(role["readers"]),
+            frozenset(role["feeders"]),
+            role.get("channels", 1),
+        )
         for role in row["roles"]
     )
     shapes = tuple((int(rows), int(width)) for rows, width in row["shapes"])

@@ -15,7 +15,7 @@ from autocompress.gradients import (
     gradient_passes,
     output_change,
 )
-from autocompress.levels import UNCHANGED, Level
+from autocompress.levels import Level, is_unchanged
 from autocompress.predictions import Estimate
 from autocompress.stitch import StitchedModel
 
@@ -93,7 +93,7 @@ class _Curve:
     ) -> None:
         self._stitched, self._name, self._levels = stitched, name, levels
         self._module = stitched.model.get_submodule(name)
-        changing = [i for i, level in enumerate(levels) if not isinstance(level, UNCHANGED)]
+        changing = [i for i, level in enumerate(levels) if not is_unchanged(level)]
         if name in stitched.tied or self._module is stitched.model.get_input_embeddings():
             method = "exact"
         self._exact = {"exact": changing, "kronecker": [], "diagonal": []}.get(

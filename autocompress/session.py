@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
 
-from autocompress.build import build_database, default_prefix, lacking_bytes
+from autocompress.build import build_database, lacking_bytes
 from autocompress.calibration import calibration_windows
 from autocompress.config import DEFAULT_SPACE, StudyConfig
 from autocompress.core import CostTable, SearchSpace
@@ -28,6 +28,7 @@ from autocompress.operators import Solver
 from autocompress.parameters import parameter_costs
 from autocompress.parts import module_parts
 from autocompress.plans import BuildPlan
+from autocompress.prefix_levels import default_prefix
 from autocompress.progress import Progress
 from autocompress.run_record import known_space
 from autocompress.runtimes import Runtime, find_runtime

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from autocompress.core import Layer, SearchSpace
 from autocompress.errors import LevelError, SpaceError
-from autocompress.levels import Drop, Level, Unread, parse_level
+from autocompress.levels import IMPLIED, WHOLE, Level, parse_level
 from autocompress.patterns import at_least, check_matches, matches
 from autocompress.sublayers import TIES, Tie, Whole, keeps_some, tie_layers
 from autocompress.tables import check_keys, did_you_mean, read_strings, read_toml
@@ -58,7 +58,7 @@ class SpaceConfig:
         """Whether layers must know their roles."""
         rows = [self.levels, *(levels for _, levels in self.overrides)]
         listed = [level for levels in rows for level in levels] + [level for _, level in self.pins]
-        return isinstance(self.tie, str) or any(isinstance(level, Drop) for level in listed)
+        return isinstance(self.tie, str) or any(isinstance(level, WHOLE) for level in listed)
 
     @classmethod
     def from_toml(cls, path: Path) -> Self:
@@ -223,8 +223,10 @@ def _read_name(table: Mapping[str, Any]) -> str:
 def _read_levels(table: Mapping[str, Any], key: str, where: str = "") -> Levels:
     keys = read_strings(table.get(key), f"{where}{key}", SpaceError)
     levels = tuple(parse_level(text) for text in keys)
-    if any(isinstance(level, Unread) for level in levels):
-        raise SpaceError(f"'{where}{key}' must be choices. Got 'unread', which 'drop' implies.")
+    for level in (level for level in levels if isinstance(level, IMPLIED)):
+        raise SpaceError(
+            f"'{where}{key}' must be choices. Got '{level}', which 'drop' and 'width' imply."
+        )
     if len(set(levels)) < len(levels):  # two spellings of one level
         raise SpaceError(f"'{where}{key}' must not repeat a level. Got {', '.join(keys)}.")
     return levels

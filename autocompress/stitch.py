@@ -12,7 +12,7 @@ from torch import Tensor
 
 from autocompress.core import Allocation, Layer, SearchSpace
 from autocompress.database import LevelDatabase
-from autocompress.levels import UNCHANGED, Dense, Level
+from autocompress.levels import Dense, Level, Rows, is_unchanged
 from autocompress.models import is_transposed, set_weight, weight_of
 
 
@@ -53,9 +53,9 @@ class StitchedModel:
         dense = self.dense[name]
         module = self.model.get_submodule(name)
         weight = (dense.T if is_transposed(module) else dense).float()
-        if isinstance(level, UNCHANGED):
+        if is_unchanged(level):
             return torch.zeros_like(weight)
-        return self.database.weight(name, level, dense.dtype) - weight
+        return self._stored(name, level) - weight
 
     def products(
         self, layer: Layer, levels: Sequence[Level]
@@ -74,7 +74,7 @@ class StitchedModel:
         """The model on its way: dense weights plus `share` of what the allocation changes."""
         self.restore()
         for name, level in self.space.module_levels(allocation).items():
-            if not isinstance(level, UNCHANGED):
+            if not is_unchanged(level):
                 module = self.model.get_submodule(name)
                 set_weight(module, weight_of(module) + share * self.change(name, level))
                 self._tie(name)
@@ -85,12 +85,22 @@ class StitchedModel:
         if self.current[name] == level:
             return
         module = self.model.get_submodule(name)
-        if isinstance(level, UNCHANGED):
+        if is_unchanged(level):
             module.weight = self.dense[name]
         else:
-            set_weight(module, self.database.weight(name, level, self.dense[name].dtype))
+            set_weight(module, self._stored(name, level))
         self._tie(name)
         self.current[name] = level
+
+    def _stored(self, name: str, level: Level) -> Tensor:  # (out, in)
+        """What the database has; outputs that nobody reads stay as they are."""
+        dense = self.dense[name]
+        stored = self.database.weight(name, level, dense.dtype)
+        if not isinstance(level, Rows):
+            return stored
+        module = self.model.get_submodule(name)
+        kept = self.database.kept(name, level)
+        return torch.where(kept[:, None], stored, dense.T if is_transposed(module) else dense)
 
     def _tie(self, name: str) -> None:
         """Give a module's weight to those that share it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from autocompress.core import Layer
 from autocompress.levels import Role
 from autocompress.models import find_blocks, find_layers
+from autocompress.narrowing import with_narrow
 from autocompress.plans import BuildPlan
 from autocompress.spaces import SpaceConfig
 from autocompress.tracing import hidden_states
@@ -54,7 +56,9 @@ def find_roles(
     with torch.inference_mode(False), torch.enable_grad():
         with _cut(model, modules, inputs, outputs):
             final = hidden_states(model, torch.arange(TOKENS).view(1, -1) % vocabulary)
-        return _roles(final, inputs, outputs)
+        roles = _roles(final, inputs, outputs)
+    with torch.inference_mode(False):
+        return with_narrow(model, roles)
 
 
 def _roles(final: Tensor, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> dict[str, Role]:
@@ -74,6 +78,7 @@ def _roles(final: Tensor, inputs: dict[str, Tensor], outputs: dict[str, Tensor])
             name in writers,
             frozenset() if name in writers else frozenset(readers[name]),
             frozenset(feeders[name]),
+            _channels(inputs[name], [outputs[it] for it in sorted(feeders[name])]),
         )
         for name in reached
         if name in writers or readers[name]
@@ -113,3 +118,32 @@ def _sources(tensor: Tensor, outputs: dict[str, Tensor]) -> set[str]:
         tensor.sum(), list(outputs.values()), retain_graph=True, allow_unused=True
     )
     return {name for name, grad in zip(outputs, found, strict=True) if grad is not None}
+
+
+def _channels(reads: Tensor, sources: Sequence[Tensor]) -> int:
+    """The most equal stretches of an input that depend on the same stretch of every source alone.
+
+    Single channels of an FFN, whose activation works number by number; in attention the heads of
+    keys and values, each with the queries that read it.
+    """
+    if not sources:
+        return 1
+    common = math.gcd(reads.shape[-1], *(source.shape[-1] for source in sources))
+    for count in (it for it in range(common, 1, -1) if common % it == 0):
+        if all(_apart(reads, sources, count, it) for it in {0, count // 2, count - 1}):
+            return count
+    return 1
+
+
+def _apart(reads: Tensor, sources: Sequence[Tensor], count: int, which: int) -> bool:
+    """Whether one of `count` stretches depends on no other stretch of the sources."""
+    stretch = reads.chunk(count, -1)[which]
+    weights = torch.linspace(1, 2, stretch.numel()).view(stretch.shape)  # nothing cancels out
+    found = torch.autograd.grad(
+        (stretch * weights).sum(), list(sources), retain_graph=True, allow_unused=True
+    )
+    for gradient in (it for it in found if it is not None):
+        others = [it for i, it in enumerate(gradient.chunk(count, -1)) if i != which]
+        if any(bool(it.any()) for it in others):
+            return False
+    return True

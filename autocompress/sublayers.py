@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from autocompress.core import Layer
-from autocompress.levels import Drop, Level
+from autocompress.core import Layer, SearchSpace
+from autocompress.levels import Drop, Level, Width
 
 TIES = ("sublayers", "blocks")  # what modules can be tied to without naming them
 Tie = tuple[tuple[str, ...], ...] | str
@@ -84,3 +84,15 @@ def _join(owner: dict[str, str], one: str, other: str) -> None:
     """Make two modules members of one layer; those outside the scope are none's."""
     if other in owner:
         owner[_root(owner, other)] = _root(owner, one)
+
+
+def feeders(space: SearchSpace) -> dict[str, tuple[str, ...]]:
+    """Module that may become narrower -> those that feed it."""
+    return {
+        writer: tuple(it for it in layer.modules if it != writer)
+        for layer, levels in zip(space.layers, space.levels, strict=True)
+        for level in levels
+        if isinstance(level, Width)
+        for writer, own in zip(layer.modules, layer.module_levels(level), strict=True)
+        if isinstance(own, Width)
+    }

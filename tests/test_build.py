@@ -5,12 +5,13 @@ import pytest
 import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from autocompress.build import default_prefix, input_statistics
+from autocompress.build import input_statistics
 from autocompress.core import SearchSpace
 from autocompress.experts import unfuse_experts
 from autocompress.levels import parse_level
 from autocompress.models import LoadedModel, find_layers, load_model
 from autocompress.operators import Solver, solve
+from autocompress.prefix_levels import default_prefix
 from autocompress.spaces import SpaceConfig, build_space, list_spaces
 from autocompress.stitch import StitchedModel
 from autocompress.structure import layers_for
@@ -113,6 +114,7 @@ def test_every_shipped_space_is_calibrated_behind_a_usable_model(tiny):
         space = build_space(config, layers_for(tiny.model, config), shapes=False)
         found[config.name] = str(default_prefix(space))
     others = {"sparse-unstructured": "s50", "lowrank": "r40%", "depth": "dense"}
+    others["width"] = "dense"
     assert found == dict.fromkeys(found, "w3g64") | others
 
 

@@ -268,7 +268,7 @@ def test_what_writes_is_not_dropped_without_what_feeds_it(tiny):
     layers = {layer.name: layer for layer in layers_for(tiny.model, load_space("depth"))}
     writer = layers["model.layers.0.self_attn.o_proj"]
     with pytest.raises(LevelError, match=r"with all that feeds it.*k_proj, .*q_proj, .*v_proj"):
-        module_levels(DROP, writer.modules, writer.roles)
+        module_levels(DROP, writer.modules, writer.roles, writer.shapes)
 
 
 def test_the_embedding_is_not_dropped(tiny):

@@ -59,7 +59,7 @@ def _pieces(source: Source) -> Iterable[Piece]:
         rows, width = source.shape(name)
         yield Piece(2 * rows * width, partial(_decoded, source, name))
     for name in source.plain():
-        yield Piece(source.tensor(name).nbytes, partial(_plain, source, name))
+        yield Piece(source.full(name).nbytes, partial(_plain, source, name))
 
 
 def _decoded(source: Source, name: str) -> dict[str, Tensor]:
@@ -69,4 +69,4 @@ def _decoded(source: Source, name: str) -> dict[str, Tensor]:
 
 
 def _plain(source: Source, name: str) -> dict[str, Tensor]:
-    return {source.their(name): source.tensor(name)}
+    return {source.their(name): source.full(name)}

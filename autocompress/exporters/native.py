@@ -20,7 +20,7 @@ from autocompress.errors import ModelError
 from autocompress.files import disk_errors, write_atomically, write_json
 from autocompress.folders import MANIFEST
 from autocompress.integration import FORMAT, METHOD, WEIGHTS
-from autocompress.levels import Dense, Level, Quantize, Shape, Unread
+from autocompress.levels import Dense, Level, Quantize, Rows, Shape, Unread
 from autocompress.packed import tensor_shapes
 from autocompress.removal import Removed, find_removed, kept_tensors
 from autocompress.runtime import ACTIVATIONS, configure
@@ -136,8 +136,10 @@ def _file_tensors(
             weight = model.get_submodule(name).weight.detach()
             tensors[f"{name}.weight"] = weight.to(STORAGE).contiguous()
         elif not isinstance(level, Unread):
-            parts = database.load(name, level).tensors
-            tensors.update({f"{name}.{part}": tensor for part, tensor in parts.items()})
+            packed = database.load(name, level)
+            tensors.update({f"{name}.{part}": it for part, it in packed.tensors.items()})
+            if isinstance(level, Rows) and packed.kept is not None and f"{name}.bias" in tensors:
+                tensors[f"{name}.bias"] = tensors[f"{name}.bias"][packed.kept].contiguous()
     return tensors
 
 

@@ -18,7 +18,7 @@ from autocompress.experts import Expert, UnfusedExperts, unfuse_experts
 from autocompress.exporters.native import check_weights
 from autocompress.folders import MANIFEST, MARK
 from autocompress.integration import FORMAT, METHOD, WEIGHTS
-from autocompress.levels import Dense, Drop, Joint, Level, Shape, parse_level
+from autocompress.levels import Dense, Drop, Joint, Level, Rows, Shape, Width, parse_level
 from autocompress.models import is_tied, weight_of
 from autocompress.packed import Packed, dense_weight, tensor_shapes
 from autocompress.packed.low_rank import low_rank_dense
@@ -89,12 +89,23 @@ class Source:
         """Sublayers and blocks that are not in the file; only our own format can say so."""
         return sorted(self.packing.get("removed") or ())
 
+    @property
+    def narrow(self) -> list[str]:
+        """Modules that are smaller than the configuration says."""
+        return [name for name, level in self.levels.items() if isinstance(level, Width | Rows)]
+
     def must_be_whole(self, format: str) -> None:
-        """Check that no sublayer is dropped, for formats that have no word for it.
+        """Check that no sublayer is dropped or narrower, for formats that have no word for it.
 
         Raises:
             SpaceError: some are.
         """
+        if self.narrow:
+            raise SpaceError(
+                f"every channel must be there in format '{format}'. Got a result with "
+                f"'{self.narrow[0]}' at {self.levels[self.narrow[0]]} ({len(self.narrow)} modules "
+                "in all). Export it as dense, with weights of zero, or as native."
+            )
         gone = [name for name, level in self.levels.items() if isinstance(level, Drop)]
         if gone:
             raise SpaceError(
@@ -160,6 +171,13 @@ class Source:
                 f"'{self.folder / WEIGHTS}' must hold '{name}'. Got: {error}. Write it again."
             ) from error
 
+    def full(self, name: str) -> Tensor:
+        """A tensor that belongs to no packed weight; biases of gone channels are zeros."""
+        found, module = self.tensor(name), name.rpartition(".")[0]
+        if not isinstance(self.level(module), Rows):
+            return found
+        return torch.cat([found, found.new_zeros(self.shape(module)[0] - len(found))])
+
     def decoded(self, name: str, rounded: Mapping[str, str]) -> Tensor:  # (out, in), float32
         """A module's weight as a loader that cannot hold it exactly has it.
 
@@ -192,7 +210,7 @@ class Source:
             model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.tie_weights()
         unfuse_experts(model)
-        state = {name: self.tensor(name) for name in self.plain()}
+        state = {name: self.full(name) for name in self.plain()}
         for name in self.levels:
             weight = self.decoded(name, rounded or {})
             state[f"{name}.weight"] = weight.T if self.parts.get(name) == "conv1d" else weight

@@ -19,12 +19,15 @@ from autocompress.levels.prune import Outliers, Prune
 from autocompress.levels.quantize import Dense, Quantize
 from autocompress.levels.remove import Drop, Role, Unread, drop_modules
 from autocompress.levels.storage import DENSE_BITS, SCALE_BITS, Shape, packed_bytes
+from autocompress.levels.width import Rows, Width, width_modules
 
 __all__ = [
     "DENSE_BITS",
+    "IMPLIED",
     "LEVELS",
     "SCALE_BITS",
     "UNCHANGED",
+    "WHOLE",
     "Dense",
     "Drop",
     "GgufType",
@@ -35,8 +38,11 @@ __all__ = [
     "Prune",
     "Quantize",
     "Role",
+    "Rows",
     "Shape",
     "Unread",
+    "Width",
+    "is_unchanged",
     "module_levels",
     "packed_bytes",
     "parse_level",
@@ -44,7 +50,7 @@ __all__ = [
 
 KNOWN = (  # what misspelt keys may have meant
     *("dense", "w2g64", "w3g64", "w4g64", "w8g64", "s50", "2:4", "r25%", "2:4+w4g64", "r8+w3g64"),
-    "drop",
+    *("drop", "width75%", "width75%+w4g64"),
     *BLOCKS,
 )
 
@@ -76,11 +82,23 @@ class Level(Protocol):
         """
 
 
-LEVELS: tuple[type[Level], ...] = (Dense, Quantize, Prune, LowRank, Joint, GgufType, Drop, Unread)
-UNCHANGED = (Dense, Unread)  # leave a module's weight as it is
+LEVELS: tuple[type[Level], ...] = (
+    *(Dense, Quantize, Prune, LowRank, Joint, GgufType, Drop, Unread),
+    *(Width, Rows),
+)
+UNCHANGED = (Dense, Unread)  # store nothing beside the dense model's weight
+IMPLIED = (Unread, Rows)  # what other modules of a layer have, no choices
+WHOLE = (Drop, Width)  # of whole sublayers
 
 
-def module_levels(level: Level, modules: Sequence[str], roles: Sequence[Role]) -> tuple[Level, ...]:
+def is_unchanged(level: Level) -> bool:
+    """Whether a module at this level computes what it did, as far as anybody reads it."""
+    return isinstance(level, UNCHANGED) or (isinstance(level, Rows) and level.codes is None)
+
+
+def module_levels(
+    level: Level, modules: Sequence[str], roles: Sequence[Role], shapes: Sequence[Shape]
+) -> tuple[Level, ...]:
     """What each module of a layer stores when the layer is at `level`.
 
     Raises:
@@ -88,6 +106,8 @@ def module_levels(level: Level, modules: Sequence[str], roles: Sequence[Role]) -
     """
     if isinstance(level, Drop):
         return drop_modules(modules, roles)
+    if isinstance(level, Width):
+        return width_modules(level, modules, roles, shapes)
     return (level,) * len(modules)
 
 

@@ -19,11 +19,15 @@ class Role:
         readers: modules that read what it makes, nothing linear in between; only where it does
             not write.
         feeders: modules whose only readers are this one or others that write with it.
+        channels: equal stretches of its inputs, each of which depends on the same stretch of every
+            feeder's outputs and on nothing else; 1 where all depend on all, or where what is around
+            them cannot do with fewer.
     """
 
     writes: bool
     readers: frozenset[str] = frozenset()
     feeders: frozenset[str] = frozenset()
+    channels: int = 1
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -99,6 +99,7 @@ class Statistics:
         hessian: (in, in) float32, mean of x xT over calibration tokens; None means identity.
         tokens: how many tokens it was averaged over.
         factors: of the inverse, by order of columns: kept, because several operators need them.
+        kept: share of the outputs, percent -> (out,), bool: those that are read still.
     """
 
     hessian: Tensor | None
@@ -106,6 +107,7 @@ class Statistics:
     factors: dict[object, tuple[Tensor, Tensor]] = field(
         default_factory=dict, compare=False, repr=False
     )
+    kept: dict[float, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def known(self) -> Tensor | None:
@@ -178,6 +180,7 @@ def solve(
         low_rank,
         quantize,
         sparse,
+        width,
     )
 
     rows: list[dict[Level, Solution]] = [{} for _ in weights]

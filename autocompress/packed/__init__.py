@@ -19,12 +19,15 @@ from autocompress.levels import (
     LowRank,
     Prune,
     Quantize,
+    Rows,
     Shape,
     Unread,
+    Width,
 )
 from autocompress.packed.bits import pack, unpack
 from autocompress.packed.gguf import gguf_dense, gguf_shapes
 from autocompress.packed.low_rank import low_rank_dense, low_rank_shapes
+from autocompress.packed.narrow import widened
 from autocompress.packed.outliers import outlier_dense, outlier_shapes
 from autocompress.packed.quantized import dequantize, pack_quantized, quantized_shapes
 from autocompress.packed.sparse import (
@@ -60,6 +63,8 @@ def tensor_shapes(level: Level, shape: Shape) -> Sizes:
             return {"weight": (torch.bfloat16, shape)}
         case Drop() | Unread():
             return {}
+        case Width() | Rows():
+            return tensor_shapes(level.inner, level.inner_shape(shape))
         case Quantize():
             return quantized_shapes(level, shape)
         case Prune():
@@ -77,8 +82,13 @@ def tensor_shapes(level: Level, shape: Shape) -> Sizes:
     raise _no_form(level)
 
 
-def dense_weight(level: Level, shape: Shape, tensors: Tensors) -> Tensor:  # (out, in), float32
+def dense_weight(
+    level: Level, shape: Shape, tensors: Tensors, kept: Tensor | None = None
+) -> Tensor:  # (out, in), float32
     """The weight that the tensors of a level stand for.
+
+    Args:
+        kept: as `Packed` has it.
 
     Raises:
         DatabaseError: the level has no stored form.
@@ -88,6 +98,9 @@ def dense_weight(level: Level, shape: Shape, tensors: Tensors) -> Tensor:  # (ou
             return tensors["weight"].float()
         case Drop() | Unread():
             return torch.zeros(shape)
+        case Width() | Rows():
+            inner = dense_weight(level.inner, level.inner_shape(shape), tensors)
+            return widened(inner, shape, kept)
         case Quantize():
             return dequantize(level, shape, tensors)
         case Prune():

@@ -23,11 +23,14 @@ class Packed:
         shape: (out, in) of the dense weight.
         tensors: those of `tensor_shapes(level, shape)`; the files of this package say what they
             hold.
+        kept: (in,) or (out,), bool: where the inputs or outputs of a narrower weight were; None
+            puts them first. Not stored in models, which have no others.
     """
 
     level: Level
     shape: Shape
     tensors: Tensors
+    kept: Tensor | None = None
 
     @property
     def bits(self) -> int:
@@ -38,4 +41,4 @@ class Packed:
         """The dense weight."""
         from autocompress.packed import dense_weight
 
-        return dense_weight(self.level, self.shape, self.tensors)
+        return dense_weight(self.level, self.shape, self.tensors, self.kept)

@@ -19,7 +19,8 @@ OTHERS = (
     *("r1", "r64", "r12.5%", "r25%", "r100%", "r8w4g64", "r50%w8sym", "r150%w2g32"),
     *("s50+w4g64", "2:4+w4g64", "4:8+w8sym", "s90+w2", "o1%+w3g64", "o0.05%+w4sym", "o10%+w2g32"),
     *("r8+w3g64", "r8+s50", "r25%+2:4", "r2w8+w3g64", "r8+2:4+w4g64", "r3w4+o1%+w3g64"),
-    *("drop", "unread"),
+    *("drop", "unread", "width75%", "width12.5%of2", "width50%+w4g64", "width75%of2+w2sym"),
+    *("rows75%", "rows50%of2+w8sym", "rows12.5%+w4g64"),
 )
 GGUF = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ3_S")
 EXAMPLES = [Dense(), *QUANTIZED, *map(parse_level, (*OTHERS, *GGUF))]
@@ -34,6 +35,8 @@ RISING = (  # keys of one family, from the smallest
     ("w3g64", "o0.5%+w3g64", "o1%+w3g64", "o1%+w4g64", "r4+o1%+w4g64"),
     ("w3g64", "r2w4+w3g64", "r2+w3g64", "r6+w3g64", "r6+w4g64"),
     ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "dense"),
+    ("width10%", "width50%", "width75%", "dense"),
+    ("width25%+w4g64", "width75%+w4g64", "width75%+w8g64", "width75%"),
 )
 
 
@@ -105,6 +108,8 @@ def test_storage_grows_with_bits_and_falls_with_the_group(shape):
         *("", "w", "w7", "w1g64", "w3g", "w3g7", "w3g12", "w3g64asym", "dense2", "W3G64", "w03x"),
         *("s", "s50%", "s50.125", "2:", ":4", "24", "r", "r%", "r8g64", "r8dense", "o1%", "o1"),
         *("Q4", "Q4_2", "q4_k", "Q4_K_M", "Q4_K+r8", "BF16"),
+        *("width0%", "width100%", "width75", "width%", "width50.125%", "width75%of0", "wide75%"),
+        *("width75%+s50", "width75%+w4+w8", "width75%+width50%", "rows100%", "width75%+dense"),
         *("+", "w3g64+", "+w3g64", "r8++w3g64", "dense+w3g64", "r8+dense", "r8+x"),
     ],
 )

@@ -28,6 +28,11 @@ FAMILIES = {
     "Joint, low rank and sparse": ("r20%+s80", "r20%+s60", "r40%+s40"),
     "GgufType": ("Q4_0", "Q5_0", "Q8_0"),
     "GgufType, with a minimum": ("Q4_1", "Q5_1", "Q8_0"),
+    "Width": ("width25%", "width50%", "width75%"),
+    "Width, channels of three": ("width25%of3", "width50%of3", "width75%of3"),
+    "Width, codes": ("width25%+w2g32", "width50%+w4g32", "width75%+w4g32"),
+    "Rows": ("rows50%",),
+    "Rows, codes": ("rows50%+w2g32", "rows50%+w4g32", "rows50%+w8g32"),
     "Joint, three parts": ("r20%+2:4+w3g64", "r20%+s50+w4g64", "r20%+o1%+w4g64"),
 }
 SOLVERS = {
@@ -61,6 +66,11 @@ DIFFERENT = {
     ),
     "Joint, low rank and sparse": (MASKS[0], ("gptq", "as published")),
     "Joint, three parts": (tuple(SOLVERS), (*CODES[1], "as published")),
+    "Width": (("gptq", "rtn"), ("gptq",)),
+    "Width, channels of three": (("gptq", "rtn"), ("gptq",)),
+    "Width, codes": CODES,
+    "Rows": (("gptq",), ("gptq",)),
+    "Rows, codes": CODES,
     "GgufType": (CODES[0], ("gptq",)),
     "GgufType, with a minimum": (CODES[0], ("gptq",)),
 }
