@@ -30,7 +30,7 @@ RETRY = 30.0  # seconds until a storage that failed is asked again
 class Mirror:
     """Reports to one Optuna study. It is written to, never searched from: not the hot path.
 
-    Each trial has at most 10 summary parameters (see `summary`), because the dashboard sends every
+    Each trial has at most six summary parameters (see `summary`), because the dashboard sends every
     parameter of every trial; the whole allocation stays in the study's own table under the key
     given here. User attributes: allocation, number, origin, role, perplexity, split, tokens, seed,
     every, and every cost under its table's name.
@@ -203,10 +203,7 @@ class Mirror:
             state=optuna.trial.TrialState.COMPLETE if finite else optuna.trial.TrialState.FAIL,
             values=[trial.loss, *self._cost_values(trial)] if finite else None,
             params=parameters,
-            distributions={
-                name: FloatDistribution(0.0, MOST_BITS if name.startswith("bits") else 1.0)
-                for name in parameters
-            },
+            distributions=dict.fromkeys(parameters, FloatDistribution(0.0, MOST_BITS)),
             user_attrs=attributes,
         )
 

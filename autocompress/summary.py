@@ -1,9 +1,8 @@
-"""An allocation in at most ten numbers: what a table or a plot of many can show."""
+"""An allocation in at most six numbers: what a table or a plot of many can show."""
 
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Sequence
 
 from autocompress.core import Allocation, Layer, SearchSpace
@@ -14,31 +13,19 @@ _MLP = re.compile(r"mlp|ffn|feed_forward|expert|gate|up_proj|down_proj|(^|[._])f
 
 
 def summary(space: SearchSpace, allocation: Allocation) -> dict[str, float]:
-    """At most ten numbers; parts without layers are left out.
+    """At most six numbers, to four decimals: dashboards send and draw every one of every trial.
 
     | number | meaning |
     |---|---|
     | `bits_attention`, `bits_mlp`, `bits_other` | effective bits of these layers, by name |
     | `bits_first`, `bits_middle`, `bits_last` | effective bits of each third of the blocks |
-    | `bits_spread` | standard deviation of the layers' effective bits |
-    | `share_lowest`, `share_highest` | share of the free layers at their smallest, largest level |
+
+    Parts without layers are left out.
     """
     layers, levels = space.layers, allocation.levels
-    each = [mean_bits([layer], [level]) for layer, level in zip(layers, levels, strict=True)]
-    free = [
-        (layer.storage_bits(level), [layer.storage_bits(other) for other in allowed])
-        for layer, level, allowed in zip(layers, levels, space.levels, strict=True)
-        if len(allowed) > 1
-    ]
-    parts = {
-        f"bits_{part}": mean_bits([layers[i] for i in members], [levels[i] for i in members])
-        for part, members in _parts(space).items()
-    }
     return {
-        **parts,
-        "bits_spread": statistics.pstdev(each),
-        "share_lowest": statistics.fmean([bits == min(all_) for bits, all_ in free] or [0]),
-        "share_highest": statistics.fmean([bits == max(all_) for bits, all_ in free] or [0]),
+        f"bits_{part}": round(mean_bits([layers[i] for i in at], [levels[i] for i in at]), 4)
+        for part, at in _parts(space).items()
     }
 
 

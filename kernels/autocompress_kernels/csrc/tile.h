@@ -128,16 +128,19 @@ struct Tile {
     for (int64_t at = 0; at < inputs / parts * row; at += 64) __builtin_prefetch(next + at, 0, 2);
   }
 
-  // One group per segment is common, and 2 bits take 1.2 times as long with a division.
-  ACK_INLINE F scale(int64_t s, int i) const {
-    const int64_t group = weights->per_group == 1 ? s : s / weights->per_group;
-    return half(scales + group * ROWS + i * LANES);
+  // Where segment s has its scales and zeros. One group per segment is common, and 2 bits take 1.2
+  // times as long with a division.
+  ACK_INLINE int64_t group(int64_t s) const {
+    return (weights->per_group == 1 ? s : s / weights->per_group) * ROWS;
   }
+
+  ACK_INLINE F scale(int64_t s, int i) const { return half(scales + group(s) + i * LANES); }
 
   ACK_INLINE I zero(int64_t s, int i) const {
     if (!zeros) return I{} + (1 << (weights->m.bits - 1));
-    I z;
-    for (int l = 0; l < LANES; l++) z[l] = zeros[s / weights->per_group * ROWS + i * LANES + l];
-    return z;
+    typedef uint8_t Bytes __attribute__((vector_size(LANES)));  // one load, not a byte at a time
+    Bytes z;
+    __builtin_memcpy(&z, zeros + group(s) + i * LANES, LANES);
+    return __builtin_convertvector(z, I);
   }
 };
