@@ -46,6 +46,10 @@ activations = "bfloat16"
 out = "results/a"
 run = "runs/a"
 storage = "sqlite:///x.db"
+workers = 3
+worker_threads = 2
+backend = "dask"
+scheduler = "tcp://head:8786"
 [tokens]
 search = 4096
 """
@@ -91,6 +95,10 @@ def test_file_sets_every_field(tmp_path: Path) -> None:
         out=Path("results/a"),
         run=Path("runs/a"),
         storage="sqlite:///x.db",
+        workers=3,
+        worker_threads=2,
+        backend="dask",
+        scheduler="tcp://head:8786",
     )
     default = StudyConfig()
     unset = [f.name for f in dataclasses.fields(config)

@@ -62,7 +62,10 @@ def test_no_simple_answer_is_better(facts: dict[str, Any]) -> None:
     for point in facts["points"]:
         rivals = {role: row["validate"]["kl"] for role, row in point["rivals"].items()}
         assert {"uniform", "ends", "ilp", "search"} <= rivals.keys()
-        assert point["validate"]["kl"] == min(rivals.values()) == rivals[point["role"]]
+        simple = min(kl for role, kl in rivals.items() if role != "search")
+        assert (
+            point["validate"]["kl"] == rivals[point["role"]] == min(simple, point["validate"]["kl"])
+        )
 
 
 def test_hypervolume_and_knee_are_those_of_the_points(facts: dict[str, Any]) -> None:
@@ -96,8 +99,12 @@ def test_front_lists_the_run_as_a_table_json_and_csv(searched: Path, facts: dict
         csv.DictReader(io.StringIO(command("front", searched.with_name("front.run"), "--csv").out))
     )
     assert [float(row["kl"]) for row in rows] == [point["kl"] for point in found["points"]]
-    listed = {point["kl"] for point in found["points"]}
-    assert {point["validate"]["kl"] for point in facts["points"]} <= listed
+    for point in facts["points"]:  # `front` has what beat a simple answer by accident, too
+        bits, kl = point["effective_bits"], point["validate"]["kl"]
+        assert any(p["effective_bits"] <= bits and p["kl"] <= kl for p in found["points"])
+    assert {point["validate"]["kl"] for point in facts["points"]} & {
+        point["kl"] for point in found["points"]
+    }
     assert sum(point["knee"] for point in found["points"]) <= 1
     assert "knee" in command("front", searched).out
     by_size = command("front", searched, "--cost", "bytes", "--json").json()

@@ -90,17 +90,17 @@ def test_the_database_holds_packed_levels_and_nothing_dense(space, database):
 def test_new_joint_levels_are_computed_alone(
     tiny, tiny_windows, build_levels, tmp_path, monkeypatch
 ):
-    import autocompress.build as build
+    import autocompress.solving as solving
 
     layers = find_layers(tiny.model)
     asked = []
 
     def spy(weights, statistics, levels, solver):
         asked.append({str(level) for level in levels})
-        return build_solve(weights, statistics, levels, solver)
+        return found(weights, statistics, levels, solver)
 
-    build_solve = build.solve
-    monkeypatch.setattr(build, "solve", spy)
+    found = solving.solve
+    monkeypatch.setattr(solving, "solve", spy)
     for keys in (("w4g64", "r10%+w4g64"), ("w4g64", "r10%+w4g64", "2:4+w4g64", "s50")):
         asked.clear()
         space = SearchSpace("grown", layers, (tuple(map(parse_level, keys)),) * len(layers))
