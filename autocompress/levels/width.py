@@ -13,12 +13,6 @@ from autocompress.levels.remove import Role
 from autocompress.levels.storage import PERCENT, Shape, part_of
 
 
-def _key(word: str, level: Width | Rows) -> str:
-    of = "" if level.of == 1 else f"of{level.of}"
-    codes = "" if level.codes is None else f"+{level.codes}"
-    return f"{word}{level.percent:g}%{of}{codes}"
-
-
 def _match(word: str, key: str) -> tuple[float, Quantize | None, int] | None:
     """Percent, codes and channels of a group, in any order of the parts."""
     parts = [text.strip() for text in key.split("+")]
@@ -36,7 +30,52 @@ def _match(word: str, key: str) -> tuple[float, Quantize | None, int] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Width:
+class _Narrower:
+    """What both sides of a narrower sublayer share: a key, and a smaller weight."""
+
+    word: ClassVar[str]  # that keys begin with
+
+    percent: float
+    codes: Quantize | None = None
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.percent < 100:
+            raise LevelError(
+                f"a width must be above 0 % and below 100 %. Got '{self}'. Write 'drop' to keep "
+                "nothing and 'dense' to keep all."
+            )
+        if self.of < 1:
+            raise LevelError(f"a channel must have at least one input. Got '{self}'.")
+
+    def __str__(self) -> str:
+        of = "" if self.of == 1 else f"of{self.of}"
+        codes = "" if self.codes is None else f"+{self.codes}"
+        return f"{self.word}{self.percent:g}%{of}{codes}"
+
+    @classmethod
+    def parse(cls, key: str) -> Self | None:
+        found = _match(cls.word, key)
+        return None if found is None else cls(*found)
+
+    @property
+    def inner(self) -> Level:
+        """What the smaller weight is stored as."""
+        return self.codes or Dense()
+
+    def inner_shape(self, shape: Shape) -> Shape:
+        """Of the smaller weight."""
+        raise NotImplementedError
+
+    def storage_bits(self, shape: Shape) -> int:
+        return self.inner.storage_bits(self.inner_shape(shape))
+
+    def parameters(self, shape: Shape) -> int:
+        return self.inner.parameters(self.inner_shape(shape))
+
+
+@dataclass(frozen=True, slots=True)
+class Width(_Narrower):
     """The best channels of a sublayer, the others gone from all its weights.
 
     Key: `width{percent kept}%`, and what the smaller weights are stored as: `width75%`,
@@ -53,40 +92,15 @@ class Width:
     """
 
     form: ClassVar[str] = "width{percent of channels kept}%[+w...], such as width75%+w4g64"
-
-    percent: float
-    codes: Quantize | None = None
-    of: int = 1
-
-    def __post_init__(self) -> None:
-        _check(self, str(self))
-
-    def __str__(self) -> str:
-        return _key("width", self)
-
-    @classmethod
-    def parse(cls, key: str) -> Self | None:
-        found = _match("width", key)
-        return None if found is None else cls(*found)
-
-    @property
-    def inner(self) -> Level:
-        """What the smaller weight is stored as."""
-        return self.codes or Dense()
+    word: ClassVar[str] = "width"
 
     def inner_shape(self, shape: Shape) -> Shape:
         """(out, kept inputs)."""
         return shape[0], kept_of(self, shape[1])
 
-    def storage_bits(self, shape: Shape) -> int:
-        return self.inner.storage_bits(self.inner_shape(shape))
-
-    def parameters(self, shape: Shape) -> int:
-        return self.inner.parameters(self.inner_shape(shape))
-
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(_Narrower):
     """The outputs that a narrower sublayer still reads; no choice of its own.
 
     Args:
@@ -94,49 +108,14 @@ class Rows:
     """
 
     form: ClassVar[str] = "rows{percent of outputs kept}%[+w...]"
-
-    percent: float
-    codes: Quantize | None = None
-    of: int = 1
-
-    def __post_init__(self) -> None:
-        _check(self, str(self))
-
-    def __str__(self) -> str:
-        return _key("rows", self)
-
-    @classmethod
-    def parse(cls, key: str) -> Self | None:
-        found = _match("rows", key)
-        return None if found is None else cls(*found)
-
-    @property
-    def inner(self) -> Level:
-        """What the smaller weight is stored as."""
-        return self.codes or Dense()
+    word: ClassVar[str] = "rows"
 
     def inner_shape(self, shape: Shape) -> Shape:
         """(kept outputs, in)."""
         return kept_of(self, shape[0]), shape[1]
 
-    def storage_bits(self, shape: Shape) -> int:
-        return self.inner.storage_bits(self.inner_shape(shape))
-
-    def parameters(self, shape: Shape) -> int:
-        return self.inner.parameters(self.inner_shape(shape))
-
 
 Level = Dense | Quantize  # of the smaller weight
-
-
-def _check(level: Width | Rows, key: str) -> None:
-    if not 0 < level.percent < 100:
-        raise LevelError(
-            f"a width must be above 0 % and below 100 %. Got '{key}'. Write 'drop' to keep nothing "
-            "and 'dense' to keep all."
-        )
-    if level.of < 1:
-        raise LevelError(f"a channel must have at least one input. Got '{key}'.")
 
 
 def kept_of(level: Width | Rows, size: int) -> int:
