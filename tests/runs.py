@@ -91,3 +91,28 @@ def content(folder: Path) -> dict[str, bytes]:
     """Every file of a folder, by its path in it."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def allocation_rows(space: Any, allocation: Any, prefix: str) -> list[dict[str, Any]]:
+    """The allocation as a manifest lists it."""
+    return [
+        {
+            "layer": layer.name,
+            "modules": list(layer.modules),
+            "level": str(level),
+            "weights": layer.weights,
+            "bits": layer.storage_bits(level),
+            "prefix": prefix,
+        }
+        for layer, level in zip(space.layers, allocation.levels, strict=True)
+    ]
+
+
+def promised_bytes(model: Any, space: Any, allocation: Any) -> tuple[int, int]:
+    """What layers of a space take by the cost table, and all else in 16 bits."""
+    stored = sum(
+        layer.storage_bits(level) // 8
+        for layer, level in zip(space.layers, allocation.levels, strict=True)
+    )
+    whole = sum(p.numel() for p in model.parameters()) * 2
+    return stored, whole - sum(2 * layer.weights for layer in space.layers)

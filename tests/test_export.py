@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import command, content
+from runs import allocation_rows, command, content
 from safetensors.torch import load_file, save_file
 from test_models import make_model, save_and_load
 from transformers import AutoModelForCausalLM
@@ -52,19 +52,8 @@ class Made:
         save_native(loaded.model, loaded.tokenizer, space, allocation, self.database, out)
         costs = file_costs(loaded.model, space, find_runtime("ct-transformers"))
         bits, whole = (int(table.total(allocation)) for table in costs)
-        rows = [
-            {
-                "layer": layer.name,
-                "modules": list(layer.modules),
-                "level": str(level),
-                "weights": layer.weights,
-                "bits": layer.storage_bits(level),
-                "prefix": "w4g32sym",
-            }
-            for layer, level in zip(space.layers, allocation.levels, strict=True)
-        ]
         facts = {
-            "allocation": rows,
+            "allocation": allocation_rows(space, allocation, "w4g32sym"),
             "model": {"name": "m", "source": "/gone", "fingerprint": loaded.fingerprint},
             "space": {"runtime": "ct-transformers", "scope": ["blocks"]},
             "effective_bits": bits / space.weights,

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import command
+from runs import allocation_rows, command
 from test_removal import DROP, dropping, make_family, space_of
 from transformers import AutoModelForCausalLM
 
@@ -35,18 +35,12 @@ BIASED = ("GPT2",)  # what a block without weights adds
 def packed(model, tokenizer, space, allocation, out):
     """A result folder without scores, and the logits of what it stands for."""
     save_native(model, tokenizer, space, allocation, NOTHING, out)
-    rows = [
-        {
-            "layer": layer.name,
-            "modules": list(layer.modules),
-            "level": str(level),
-            "weights": layer.weights,
-            "bits": layer.storage_bits(level),
-            "prefix": "dense",
-        }
-        for layer, level in zip(space.layers, allocation.levels, strict=True)
-    ]
-    facts = {"allocation": rows, "effective_bits": 8.0, "dense_bytes": 0, "total_bytes": 10**9}
+    facts = {
+        "allocation": allocation_rows(space, allocation, "dense"),
+        "effective_bits": 8.0,
+        "dense_bytes": 0,
+        "total_bytes": 10**9,
+    }
     facts |= {"space": {"runtime": None, "scope": ["blocks"]}, "settings": {}}
     model_facts = {"name": "m", "source": "/gone", "fingerprint": "0"}
     write_json(out / MANIFEST, facts | {"model": model_facts})

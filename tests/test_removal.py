@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from conftest import make_llama
-from runs import command, write_config
+from runs import command, promised_bytes, write_config
 
 import autocompress
 from autocompress.core import Allocation, SearchSpace
@@ -167,12 +167,7 @@ def test_a_result_is_what_was_searched_and_as_small_as_promised(
     save_native(tiny.model, tiny.tokenizer, space, allocation, database, tmp_path)
     model, _ = autocompress.load(tmp_path, activations="float32")
     assert torch.allclose(model(input_ids=tokens).logits[0], expected, atol=2e-5)
-    stored = sum(
-        layer.storage_bits(level) // 8
-        for layer, level in zip(space.layers, allocation.levels, strict=True)
-    )
-    whole = sum(p.numel() for p in tiny.model.parameters()) * 2
-    outside = whole - sum(2 * layer.weights for layer in space.layers)
+    stored, outside = promised_bytes(tiny.model, space, allocation)
     size = (tmp_path / WEIGHTS).stat().st_size
     assert stored + 0.98 * outside < size < stored + outside + 6000  # header
     dropped = [

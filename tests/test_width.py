@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from runs import command, write_config
+from runs import command, promised_bytes, write_config
 from test_removal import model  # noqa: F401  (a fixture)
 from transformers import AutoModelForCausalLM
 
@@ -173,12 +173,7 @@ def test_the_result_is_what_was_searched_and_as_small_as_promised(
     attention = left.model.layers[0].self_attn
     assert attention.q_proj.weight.shape[0] == tiny.model.config.hidden_size // 2
     assert left.model.layers[0].mlp.down_proj.weight.shape[1] == 120
-    stored = sum(
-        layer.storage_bits(level) // 8
-        for layer, level in zip(space.layers, allocation.levels, strict=True)
-    )
-    whole = sum(p.numel() for p in tiny.model.parameters()) * 2
-    outside = whole - sum(2 * layer.weights for layer in space.layers)
+    stored, outside = promised_bytes(tiny.model, space, allocation)
     size = (saved / WEIGHTS).stat().st_size
     assert stored + 0.98 * outside < size < stored + outside + 8000  # header
 
