@@ -67,7 +67,7 @@ def export(
         typer.echo(json.dumps(facts, indent=1))
     else:
         typer.echo(f"{facts['file_bytes']:,} bytes: {target}")
-        typer.echo("".join(_depth(facts["export"])) + _checked(facts["verification"]))
+        typer.echo("".join(_structure(facts["export"])) + _checked(facts["verification"]))
 
 
 def _write_point(run: Path, number: int, out: Path | None) -> Path:
@@ -85,8 +85,11 @@ def _write_point(run: Path, number: int, out: Path | None) -> Path:
     return result.path
 
 
-def _depth(written: dict[str, Any]) -> Iterator[str]:
-    """What became of dropped sublayers, a line each."""
+def _structure(written: dict[str, Any]) -> Iterator[str]:
+    """What became of dropped sublayers and channels, a line each."""
+    if "narrower" in written:
+        sizes = ", ".join(f"{name} {value}" for name, value in written["narrower"].items())
+        yield f"a narrower model: {sizes}\n"
     if "blocks" in written:
         count = len(written["blocks"])
         yield f"{count} of {written['of_blocks']} blocks; the others are left out\n"

@@ -10,6 +10,7 @@ from autocompress.card import write_card
 from autocompress.errors import OutputError
 from autocompress.exporters import find_exporter
 from autocompress.exporters.depth import depth_facts, without_dropped
+from autocompress.exporters.narrow import narrow_facts, narrowed
 from autocompress.exporters.source import Source
 from autocompress.files import sha256, write_json
 from autocompress.folders import MANIFEST, MARK
@@ -69,7 +70,7 @@ def export(
     _check_upload(push_to_hub, check)
     source = _for_format(result, name)
     exporter_facts = _write(exporter, source, chosen, out, shown)
-    facts = _facts(result, name, depth_facts(source) | exporter_facts, out)
+    facts = _facts(result, name, _structure(result, source) | exporter_facts, out)
     facts["verification"] = None
     write_json(out / MANIFEST, facts)
     if check and exporter.reader is not None:
@@ -95,13 +96,18 @@ def _refuse_failed(found: dict[str, Any] | None, out: Path) -> None:
 
 
 def _for_format(source: Source, format: str) -> Source:
-    """What a format's exporter writes: without dropped blocks, where it has no word for them."""
+    """What a format's exporter writes: without what is gone, where it has no word for that."""
     if format in WHOLE:
         return source
-    left = without_dropped(source)
+    left = without_dropped(narrowed(source))
     if format != "dense":
         left.must_be_whole(format)
     return left
+
+
+def _structure(result: Source, source: Source) -> dict[str, Any]:
+    """What an export says of sublayers and channels that are gone."""
+    return narrow_facts(result, source) | depth_facts(source)
 
 
 def _check_upload(repository: str | None, check: bool) -> None:

@@ -11,6 +11,7 @@ from autocompress.errors import ModelError, OutputError
 from autocompress.exporters.adapter import FOLDER as ADAPTER
 from autocompress.exporters.dense import EXPORTER
 from autocompress.exporters.depth import without_dropped
+from autocompress.exporters.narrow import narrowed
 from autocompress.exporters.native import load, silence
 from autocompress.exporters.reader import expert_settings
 from autocompress.exporters.source import Source
@@ -95,7 +96,7 @@ def dequantize(path: Path, out: Path) -> dict[str, Any]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"--out must be new or empty. Got '{out}', which exists. Choose another.")
     if only_gguf(path) is None and read_folder(path).method == METHOD:
-        source = without_dropped(Source.open(path))
+        source = without_dropped(narrowed(Source.open(path)))
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         EXPORTER.write(source, None, out)

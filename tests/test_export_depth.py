@@ -32,9 +32,9 @@ PLACES = {  # tie -> places that are dropped
 BIASED = ("GPT2",)  # what a block without weights adds
 
 
-def packed(model, tokenizer, space, allocation, out):
+def packed(model, tokenizer, space, allocation, out, database=NOTHING):
     """A result folder without scores, and the logits of what it stands for."""
-    save_native(model, tokenizer, space, allocation, NOTHING, out)
+    save_native(model, tokenizer, space, allocation, database, out)
     facts = {
         "allocation": allocation_rows(space, allocation, "dense"),
         "effective_bits": 8.0,
