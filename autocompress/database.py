@@ -6,8 +6,9 @@ import importlib.metadata
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from autocompress.errors import DatabaseError
 from autocompress.files import fingerprint, sha256, write_atomically, write_json
-from autocompress.levels import Level
+from autocompress.levels import GgufType, Level
 from autocompress.operators import Solution, Solver
 from autocompress.packed import Packed
 
@@ -203,15 +204,23 @@ class LevelDatabase:
                 f"the manifest of a level database must be readable. Got '{manifest}': {error}. "
                 f"Delete '{path}' to build it again."
             ) from error
-        differing = sorted(
-            k for k in {*found, *identity} if found.get(k, "none") != identity.get(k, "none")
-        )
+        differing = sorted(_differing(found, identity))
         if differing or content.get("format") != FORMAT:
             raise DatabaseError(
                 f"a level database must belong to this model, data and solver. Got '{path}', built "
                 f"with another {', '.join(differing) or 'format'}. Choose another --run."
             )
         return database
+
+
+def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    """Names of what differs between two identities; what is in a table follows its name."""
+    for name in found.keys() | wanted.keys():
+        before, now = found.get(name, "none"), wanted.get(name, "none")
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from (f"{name} {part}" for part in _differing(before, now))
+        elif before != now:
+            yield name
 
 
 def write_solutions(
@@ -243,16 +252,27 @@ def _parts(solution: Solution) -> dict[str, Tensor]:
 
 
 def database_identity(
-    model_fingerprint: str, windows: np.ndarray, prefix: Level, solver: Solver, dtype: str
+    model_fingerprint: str,
+    windows: np.ndarray,
+    prefix: Level,
+    solver: Solver,
+    dtype: str,
+    levels: Iterable[Level] = (),
 ) -> dict[str, Any]:
-    """Everything that an entry's bytes depend on."""
+    """Everything that an entry's bytes depend on.
+
+    Args:
+        levels: of the entries; some depend on more than others.
+    """
     tokens = np.ascontiguousarray(windows, dtype=np.int64)
-    versions = {p: importlib.metadata.version(p) for p in ("torch", "transformers")}
+    families = {type(level) for level in levels}
+    packages = ("torch", "transformers", *(("libgguf",) if GgufType in families else ()))
+    versions = {p: importlib.metadata.version(p) for p in packages if find_spec(p)}
     return {
         "model": model_fingerprint,
         "calibration": fingerprint([list(tokens.shape), tokens.tolist()]),
         "prefix": str(prefix),
-        "solver": solver.identity(),
+        "solver": solver.identity(families),
         "dtype": dtype,
         "versions": versions,
     }

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any
 
 from autocompress.build import build_database, lacking_bytes
@@ -147,7 +147,9 @@ def open_session(config: StudyConfig, progress: Progress, plan: BuildPlan | None
         loaded.tokenizer.eos_token_id,
     )
     solver = Solver(method=config.method, scale_bits=runtime.scale_bits if runtime else 11)
-    identity = database_identity(loaded.fingerprint, windows.calibrate, prefix, solver, str(dtype))
+    identity = database_identity(
+        loaded.fingerprint, windows.calibrate, prefix, solver, str(dtype), chain(*space.levels)
+    )
     database = LevelDatabase.open(config.run_folder / "database", identity)
     sizes = file_costs(loaded.model, space, runtime)
     costs = (*sizes, *parameter_costs(space, config.limits))

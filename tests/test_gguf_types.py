@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from autocompress.errors import ConfigError, LevelError
+from autocompress.database import LevelDatabase, database_identity
+from autocompress.errors import ConfigError, DatabaseError, LevelError
 from autocompress.levels import GgufType, parse_level
 from autocompress.levels.gguf import BLOCKS
 from autocompress.operators import Solver, Statistics, solve
@@ -146,3 +147,22 @@ def test_without_the_encoder_it_says_what_to_install(weight, monkeypatch):
     monkeypatch.setitem(sys.modules, "libgguf", None)
     with pytest.raises(ConfigError, match=r"pip install 'autocompress\[gguf\]'"):
         solve([weight], Statistics(None, 0), [GgufType("Q4_K")], Solver())
+
+
+def test_a_database_of_an_earlier_rule_for_scales_is_refused(tmp_path):
+    levels = {parse_level("Q4_K"), parse_level("w4g64")}
+    shared = ("model", np.zeros((1, 4)), parse_level("Q4_K"))
+    of = lambda solver, levels: database_identity(*shared, solver, "float32", levels)  # noqa: E731
+    now = of(Solver(), levels)
+    assert of(Solver(), levels - {parse_level("Q4_K")}) == database_identity(
+        *shared, Solver(), "float32"
+    )  # others stay the same database
+    assert of(Solver(method="rtn"), levels)["solver"] == Solver(method="rtn").identity()
+    LevelDatabase(tmp_path, {**now, "solver": Solver().identity()})._save()
+    with pytest.raises(DatabaseError, match=r"another solver GgufType\."):
+        LevelDatabase.open(tmp_path, now)
+    LevelDatabase(tmp_path, now)._save()
+    assert LevelDatabase.open(tmp_path, now).identity == now
+    old = {**now, "versions": {**now["versions"], "libgguf": "0.1"}}
+    with pytest.raises(DatabaseError, match=r"another versions libgguf\."):
+        LevelDatabase.open(tmp_path, old)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autocompress.errors import ConfigError
-from autocompress.levels import Level
+from autocompress.levels import GgufType, Level
 from autocompress.packed import Packed
 
 CHOICES: dict[str, tuple[object, ...]] = {
@@ -18,6 +18,9 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "pruning": ("sparsegpt", "wanda", "magnitude"),
     "low_rank": ("whitened", "svd"),
     "scale_bits": (8, 11),
+}
+RULES: dict[tuple[str, type], str] = {  # that replaced others: their codes never mix
+    ("gptq", GgufType): "importance of scales: geometric mean of the Hessian's diagonal and 1/u²"
 }
 LATER = (
     "pruning",
@@ -76,11 +79,14 @@ class Solver:
                 f"{self.alternations}."
             )
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, families: Iterable[type] = ()) -> dict[str, Any]:
         """What a database that was solved this way records.
 
         Settings that quantized levels do not have count only where they were changed: a database
         of those alone stays the same database.
+
+        Args:
+            families: of its levels. Rules that no setting names are those of `RULES`.
         """
         plain, own = Solver(), own_operators()
         found = {
@@ -88,6 +94,7 @@ class Solver:
             for name, value in asdict(self).items()
             if name not in LATER or value != getattr(plain, name)
         }
+        found |= {f.__name__: RULES[self.method, f] for f in families if (self.method, f) in RULES}
         return {**found, "operators": own} if own else found
 
 
