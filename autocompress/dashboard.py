@@ -6,23 +6,24 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from autocompress.dashboard_answers import Answers, best_trials
+from autocompress.dashboard_pages import Pages, dashboard_folder
 from autocompress.errors import ConfigError
-from autocompress.evaluations import TABLE
-from autocompress.mirror import JOURNAL
-from autocompress.optuna_storage import open_storage, quiet
-from autocompress.run_record import read_record
-from autocompress.runs import find_run, open_run
+from autocompress.optuna_storage import JOURNAL, journal_studies, open_storage, quiet
+from autocompress.run_record import find_run, read_record
 
 if TYPE_CHECKING:
     import optuna
 
+    from autocompress.dashboard_answers import Answers
+
 REFRESH = 3.0  # seconds between looks at the run folder
+OPENING = 6.0  # seconds until the first plots: a page that opens now has the processors until then
 PLOTS = ("front", "allocations", "losses")  # in the order in which they are shown
 
 
@@ -59,6 +60,8 @@ class View:
 
     def refresh(self) -> bool:
         """Draw the plots anew if there is something new; whether there was."""
+        from autocompress.evaluations import TABLE
+
         table = self.path / TABLE
         size = table.stat().st_size if table.exists() else 0
         if size == self._drawn:
@@ -73,6 +76,7 @@ class View:
         from optuna_dashboard import save_note, save_plotly_graph_object
 
         from autocompress.dashboard_plots import allocation_plot, front_plot, loss_plot, note
+        from autocompress.runs import open_run
 
         run = open_run(self.path)
         if not run.evaluations.trials:
@@ -84,6 +88,16 @@ class View:
             save_note(study, note(run))
             for plot, figure in zip(PLOTS, plots, strict=True):
                 save_plotly_graph_object(study, figure, graph_object_id=plot)
+
+
+def own_journal(run: Path, storage: str | None) -> Path | None:
+    """The journal in a run folder, if that is where its study is.
+
+    Raises:
+        StudyError: it is no run folder.
+    """
+    elsewhere = storage or read_record(run)["settings"].get("storage")
+    return None if elsewhere else run / JOURNAL
 
 
 def overlaid(storage: optuna.storages.BaseStorage) -> optuna.storages.BaseStorage:
@@ -128,34 +142,68 @@ def serve(
         ConfigError: optuna-dashboard is not installed, or the address is taken.
         StudyError: see `View`.
     """
+    pages, run = Pages(dashboard_folder()), find_run(path)
+    opened = cache(partial(_open, run, storage))
+    journal = own_journal(run, storage)
+    numbers = journal_studies(journal) if journal else opened()[0].studies()
     try:
-        with without("sklearn"):
-            from optuna_dashboard import _app, wsgi
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"a dashboard must have the package '{error.name}', which is not installed. Run: "
-            "pip install 'autocompress[dashboard]'"
-        ) from error
-    view = View(path, storage)
-    _app.get_pareto_front_trials = best_trials  # where this name is gone, its own serves
-    app = Answers(wsgi(view.storage), view.state)
-    try:
-        server = make_server(host, port, app, _Server, _Quiet)
+        server = make_server(host, port, pages, _Server, _Quiet)
     except OSError as error:
         raise ConfigError(
             f"--host and --port must be an address that is free. Got {host}:{port}: "
             f"{error.strerror}. Choose another port, or 0."
         ) from error
-    ended = threading.Event()
-    threading.Thread(target=_follow, args=(view, app, ended, say), daemon=True).start()
-    say(f"http://{host}:{server.server_port}/dashboard/ shows {view.path}; Ctrl-C ends it")
+    page = f"studies/{numbers[-1]}" if numbers else ""
+    say(f"http://{host}:{server.server_port}/dashboard/{page} shows {run}; Ctrl-C ends it")
+    with _beside(server, pages, opened, say):
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            say("ended")
+
+
+@contextmanager
+def _beside(
+    server: WSGIServer,
+    pages: Pages,
+    opened: Callable[[], tuple[View, Answers]],
+    say: Callable[[str], None],
+) -> Iterator[None]:
+    """While inside, a thread opens the study and follows the run; what it fails of is raised."""
+    ended, failed = threading.Event(), []
+
+    def follow() -> None:
+        try:
+            view, app = opened()
+        except Exception as error:
+            failed.append(error)
+            pages.take(None)
+            server.shutdown()
+            return
+        pages.take(app)
+        _follow(view, app, ended, say)
+
+    threading.Thread(target=follow, daemon=True).start()
     try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        say("ended")
+        yield
     finally:
         ended.set()
         server.server_close()
+    if failed:
+        raise failed[0]
+
+
+def _open(run: Path, storage: str | None) -> tuple[View, Answers]:
+    """The study, and optuna-dashboard in front of it."""
+    with without("sklearn"):
+        from optuna_dashboard import _app, wsgi
+    from autocompress.dashboard_answers import Answers, best_trials, study_properties
+
+    # Where one of these names is gone, optuna-dashboard's own serves.
+    _app.get_pareto_front_trials = best_trials
+    _app.get_cached_extra_study_property = study_properties
+    view = View(run, storage)
+    return view, Answers(wsgi(view.storage), view.state)
 
 
 @contextmanager
@@ -191,7 +239,7 @@ def _follow(view: View, app: Answers, ended: threading.Event, say: Callable[[str
             if not failed:
                 say(f"not up to date: {error}")
             failed = True
-        if ended.wait(REFRESH):
+        if ended.wait(OPENING if first else REFRESH):
             return
         first = False
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 Attribute = str | float | None
 
-JOURNAL = "optuna.journal"  # name of the default storage in a run folder
 METRICS = ("loss (KL, nats/token)", "effective bits", "bytes", "ms per token")
 MOST_BITS = 64.0  # upper end of the parameters' range; no level stores more per weight
 RETRY = 30.0  # seconds until a storage that failed is asked again

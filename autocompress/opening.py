@@ -17,7 +17,8 @@ from autocompress.evaluator import Evaluator
 from autocompress.files import fingerprint
 from autocompress.interrupt import Stop
 from autocompress.latency_search import Limit, limited, open_limit, predicted_costs
-from autocompress.mirror import JOURNAL, Mirror
+from autocompress.mirror import Mirror
+from autocompress.optuna_storage import JOURNAL
 from autocompress.progress import Progress
 from autocompress.run_record import recorded_study, write_record
 from autocompress.session import Session, complete_database, open_session, undominated

@@ -10,8 +10,8 @@ from autocompress.opening import Opened, open_search
 from autocompress.output import check_output
 from autocompress.progress import Progress
 from autocompress.result import Result, candidate_facts
-from autocompress.run_record import recalled
-from autocompress.runs import find_run, front_of, open_run
+from autocompress.run_record import find_run, recalled
+from autocompress.runs import front_of, open_run
 from autocompress.writing import dense_row, verify, write_result
 
 

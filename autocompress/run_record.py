@@ -103,6 +103,15 @@ def _plain(name: str, value: Any) -> Any:
     return masked(value) if name == "storage" else value
 
 
+def find_run(path: Path) -> Path:
+    """The run folder that `path` names: itself, or the one beside a result.
+
+    Where neither is one, `read_record` says so.
+    """
+    beside = path.with_name(f"{path.name}.run")
+    return beside if not (path / RECORD).exists() and (beside / RECORD).exists() else path
+
+
 def read_record(run: Path) -> dict[str, Any]:
     """What a run folder remembers.
 

@@ -15,7 +15,7 @@ from autocompress.core import CostTable, SearchSpace, Trial
 from autocompress.errors import BudgetError, StudyError
 from autocompress.evaluations import TABLE, Evaluations
 from autocompress.pareto import front, hypervolume, knee
-from autocompress.run_record import RECORD, read_record, recorded_costs, recorded_space
+from autocompress.run_record import find_run, read_record, recorded_costs, recorded_space
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,6 @@ class Study:
         ]
         most = max((trial.fidelity.tokens for trial in found), default=0)
         return [trial for trial in found if trial.fidelity.tokens == most]
-
-
-def find_run(path: Path) -> Path:
-    """The run folder that `path` names: itself, or the one beside a result.
-
-    Raises:
-        StudyError: neither is one.
-    """
-    beside = path.with_name(f"{path.name}.run")
-    return beside if not (path / RECORD).exists() and (beside / RECORD).exists() else path
 
 
 def open_run(path: str | Path) -> Study:

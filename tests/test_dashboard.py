@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
 import numpy as np
 import optuna
+import pytest
 from runs import finished
 
 from autocompress.dashboard import View, without
-from autocompress.dashboard_answers import Answers, best_trials
+from autocompress.dashboard_answers import Answers, best_trials, study_properties
+from autocompress.dashboard_pages import SCRIPT, Pages, dashboard_folder
+from autocompress.optuna_storage import journal_studies, open_storage
 
 
 class Counting:
@@ -63,8 +67,6 @@ def test_nothing_else_is_kept() -> None:
 
 
 def test_a_new_trial_is_shown_at_once(tiny_folder: Path, tmp_path: Path) -> None:
-    from autocompress.optuna_storage import open_storage
-
     journal = tmp_path / "copy.journal"
     run = finished(tiny_folder).with_name("result.run")
     journal.write_bytes((run / "optuna.journal").read_bytes())
@@ -95,6 +97,83 @@ def test_the_best_trials_are_those_of_the_dashboard() -> None:
     assert found == _get_pareto_front_trials_nd(trials, directions) and len(found) > 3
     assert best_trials([], directions) == []
     assert callable(_app.get_pareto_front_trials), "the name that ours takes the place of"
+
+
+def test_the_properties_are_those_of_the_dashboard() -> None:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+    from optuna_dashboard import _app
+    from optuna_dashboard._inmemory_cache import InMemoryCache, get_cached_extra_study_property
+
+    trials = [made_trial(number) for number in range(40)]
+    expected = get_cached_extra_study_property(InMemoryCache(), 0, trials)
+    assert study_properties(None, 0, trials) == expected
+    both, union, attributes, intermediate = expected
+    assert dict(both) == {"bits": FloatDistribution(0.0, 39.0)}, "the case has several kinds"
+    assert len(union) == 2 and isinstance(dict(union)["kind"], CategoricalDistribution)
+    assert ("perplexity", False) in attributes and ("tokens", True) in attributes and intermediate
+    assert study_properties(None, 0, [])[1] == []
+    assert callable(_app.get_cached_extra_study_property), "the name that ours takes the place of"
+
+
+def made_trial(number: int) -> optuna.trial.FrozenTrial:
+    """Trials of several kinds: another range, parameter, type, state, attribute."""
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+    values = {"bits": 1.0, **({"kind": "a"} if number % 3 else {})}
+    ranges: dict[str, BaseDistribution] = {"bits": FloatDistribution(0.0, max(2.0, number))}
+    ranges |= {"kind": CategoricalDistribution(["a", "b"])} if number % 3 else {}
+    failed = number % 7 == 0
+    return optuna.trial.create_trial(
+        state=optuna.trial.TrialState.FAIL if failed else optuna.trial.TrialState.COMPLETE,
+        value=None if failed else float(number),
+        params=values,
+        distributions=ranges,
+        user_attrs={"perplexity": None if number == 11 else 1.5, "tokens": number},
+        intermediate_values={0: 1.0} if number == 20 else None,
+    )
+
+
+@pytest.mark.parametrize("path", ["/dashboard", "/dashboard/studies/3", SCRIPT])
+def test_an_early_page_is_the_one_of_the_dashboard(path: str) -> None:
+    from optuna_dashboard import wsgi
+
+    pages = Pages(dashboard_folder())
+    early = fetched(pages, path)
+    assert early == fetched(wsgi(optuna.storages.InMemoryStorage()), path) and len(early[2]) > 1000
+    pages.take(Counting())
+    assert fetched(pages, path)[2].startswith(b"1 "), "once it is there, all is the dashboard's"
+
+
+def fetched(app: Any, path: str) -> tuple[str, dict[str, str], bytes]:
+    """Status, headers and body, without what is about the file on the disk."""
+    environ: dict[str, Any] = {"PATH_INFO": path, "HTTP_ACCEPT_ENCODING": "gzip, deflate"}
+    setup_testing_defaults(environ)
+    told: list[Any] = []
+    body = b"".join(app(environ, lambda *answer: told.extend(answer)))
+    file = ("Last-Modified", "Accept-Ranges", "Etag", "Date")
+    return told[0], {name: it for name, it in told[1] if name not in file}, body
+
+
+def test_what_needs_a_study_waits_for_it() -> None:
+    pages = Pages(dashboard_folder())
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, pages, "/api/studies/0")
+        with pytest.raises(TimeoutError):
+            asked.result(0.05)
+        pages.take(Counting())
+        assert asked.result(10) == ("200 OK", b"1 /api/studies/0")
+    hopeless = Pages(dashboard_folder())
+    hopeless.take(None)
+    assert ask(hopeless, "/api/studies/0") == ("503 Service Unavailable", b"")
+
+
+def test_studies_of_a_journal_are_counted_without_reading_it(tmp_path: Path) -> None:
+    journal = tmp_path / "optuna.journal"
+    assert journal_studies(journal) == []
+    storage = open_storage(journal)
+    for name in ("a", "b"):
+        optuna.create_study(storage=storage, study_name=name).add_trial(made_trial(1))
+    assert journal_studies(journal) == [it._study_id for it in storage.get_all_studies()] == [0, 1]
 
 
 def test_a_package_that_is_hidden_for_a_while() -> None:

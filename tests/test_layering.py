@@ -108,7 +108,7 @@ TIERS = (
         *("show", "run_commands", "profile_command", "eval_command", "export_commands"),
         "worker_options",
     ),
-    ("dashboard", "dashboard_answers", "dashboard_plots"),
+    ("dashboard", "dashboard_answers", "dashboard_pages", "dashboard_plots"),
     ("front_commands",),
     ("cli", "__main__", "__init__"),  # `__init__` is the facade: it names the public API
 )

@@ -30,9 +30,8 @@ from safetensors import safe_open
 import autocompress
 from autocompress import parse_level
 from autocompress.calibration import SplitTokens
-from autocompress.mirror import JOURNAL
 from autocompress.models import load_model
-from autocompress.optuna_storage import open_storage
+from autocompress.optuna_storage import JOURNAL, open_storage
 from autocompress.run_record import RECORD
 
 SPLITS = ("calibrate", "search", "validate", "test")

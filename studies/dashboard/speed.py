@@ -28,7 +28,8 @@ import numpy as np
 from autocompress.config import StudyConfig
 from autocompress.core import Allocation, Fidelity
 from autocompress.cost import size_tables
-from autocompress.mirror import JOURNAL, Mirror
+from autocompress.mirror import Mirror
+from autocompress.optuna_storage import JOURNAL
 from autocompress.run_record import write_record
 from autocompress.study import Study
 
@@ -140,7 +141,7 @@ class Page:
 async def browser() -> AsyncIterator[Page]:
     """Chromium with an empty page."""
     with tempfile.TemporaryDirectory() as profile:
-        flags = ("--no-sandbox", "--remote-debugging-port=0", "--window-size=1400,2000")
+        flags = ("--no-sandbox", "--remote-debugging-port=0", "--window-size=1400,900")
         process = await asyncio.create_subprocess_exec(
             *("chromium", "--headless", *flags, f"--user-data-dir={profile}", "about:blank"),
             stderr=subprocess.PIPE,
