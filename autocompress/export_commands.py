@@ -159,9 +159,9 @@ def doctor(
         typer.echo(json.dumps(found, indent=1))
     else:
         for finding in found["findings"]:
-            typer.echo(
-                f"{'fails' if finding['fatal'] else 'note'}: {finding['where']}: {finding['what']}."
-            )
+            kind = "fails" if finding["fatal"] else "note"
+            stop = "" if finding["what"].endswith("?") else "."
+            typer.echo(f"{kind}: {finding['where']}: {finding['what']}{stop}")
         typer.echo(
             f"{runtime} {'loads' if found['loads'] else 'does not load'} {folder}, by its rules."
         )

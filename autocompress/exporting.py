@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.card import write_card
+from autocompress.doctor import loading
 from autocompress.errors import OutputError
 from autocompress.exporters import find_exporter
 from autocompress.exporters.depth import depth_facts, without_dropped
@@ -73,6 +74,7 @@ def export(
     facts = _facts(result, name, _structure(result, source) | exporter_facts, out)
     facts["verification"] = None
     write_json(out / MANIFEST, facts)
+    facts["export"]["loads"] = {} if name in WHOLE else loading(out)
     if check and exporter.reader is not None:
         shown.say(f"reading it back with {exporter.reader}")
         facts["verification"] = _verified(

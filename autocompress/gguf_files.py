@@ -64,12 +64,17 @@ def check_loadable(path: Path) -> None:
     """
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES as KNOWN
 
-    name = str(read_gguf(path).fields["general.architecture"].contents())
-    if _plain(name) not in map(_plain, KNOWN):
+    name, known = architecture(read_gguf(path)), sorted({*KNOWN} - {"general", "tokenizer"})
+    if _plain(name) not in map(_plain, known):
         raise ModelError(
             f"a GGUF file's architecture must be one that transformers decodes: "
-            f"{', '.join(sorted(KNOWN))}. Got '{name}' in '{path}'. Use the original model."
+            f"{', '.join(known)}. Got '{name}' in '{path}'. Use the original model."
         )
+
+
+def architecture(reader: Any) -> str:
+    """The name of the architecture, as llama.cpp calls it."""
+    return str(reader.fields["general.architecture"].contents())
 
 
 def _plain(name: str) -> str:
@@ -108,7 +113,7 @@ def describe_gguf(path: Path) -> dict[str, Any]:
     return {
         "file": str(path),
         "file_bytes": path.stat().st_size,
-        "architecture": str(reader.fields["general.architecture"].contents()),
+        "architecture": architecture(reader),
         "metadata": {name: _shown(field) for name, field in reader.fields.items()},
         "tensors": tensors,
         "types": {kind: {"weights": weights[kind], "bytes": sizes[kind]} for kind in weights},

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from autocompress.architectures import check_causal
 from autocompress.errors import ModelError, OutputError
 from autocompress.exporters.adapter import FOLDER as ADAPTER
 from autocompress.exporters.dense import EXPORTER
@@ -38,6 +39,7 @@ def load_any(path: Path, dtype: torch.dtype) -> tuple[Any, Any, str]:
     folder = read_folder(path)
     if folder.method == METHOD:
         return *load(path, dtype=dtype), METHOD
+    check_causal(folder.config, path)
     model, tokenizer = _read(path, dtype)
     decompress(model)
     if (path / ADAPTER / "adapter_config.json").exists():

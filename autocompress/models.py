@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.architectures import check_causal
 from autocompress.core import Layer
 from autocompress.errors import ModelError
 from autocompress.experts import unfuse_experts
@@ -127,18 +128,12 @@ def _gguf_in(folder: Path) -> str:
 
 
 def _read(folder: str, gguf: str | None) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
     if gguf is not None:
         folder = str(_converted(Path(folder) / gguf))
+    check_causal(PreTrainedConfig.get_config_dict(folder)[0], folder)
     config = AutoConfig.from_pretrained(folder)
-    if config.model_type not in CAUSAL and "AutoModelForCausalLM" not in getattr(
-        config, "auto_map", {}
-    ):
-        raise ModelError(
-            f"the model must be a causal LM. Got '{folder}' of type '{config.model_type}'."
-        )
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
             f"the model must be dense. Got '{folder}', which is already quantized "

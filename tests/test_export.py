@@ -249,7 +249,8 @@ def test_a_checked_export_is_read_in_a_fresh_process(result, tmp_path):
     card = (tmp_path / "out/README.md").read_text()
     for text in ("compressed-tensors>=0.18", "| model.layers.1.mlp.down_proj |", "transformers"):
         assert text in card
-    assert "vllm serve" not in card, "ct-transformers is not for vLLM"
+    assert "vllm serve" not in card, "levels that differ within q/k/v are not for vLLM"
+    assert set(facts["export"]["loads"]) == {"transformers"}
 
 
 def test_a_wrong_weight_fails_the_export_and_keeps_it(llama, tmp_path, monkeypatch):

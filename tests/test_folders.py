@@ -91,6 +91,25 @@ def test_the_doctor_knows_our_format_and_dense_ones(result, tiny_folder):
         assert examine(tiny_folder, runtime) == []
 
 
+def test_the_doctor_knows_architectures(tiny_folder, tmp_path):
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "lama"}))
+    for runtime, fatal in (("transformers", True), ("vllm", False)):
+        (finding,) = examine(folder, runtime)
+        assert finding.fatal is fatal and "Did you mean 'llama'" in finding.what
+    assert command("doctor", folder, "--runtime", "transformers").code == 1
+    with pytest.raises(ModelError, match="transformers knows: llama, mistral"):
+        load_any(folder, torch.float32)
+
+
+def test_the_doctor_knows_what_vllm_multiplies_on_a_cpu(exported):
+    found = {finding.where: finding for finding in examine(exported, "vllm-cpu")}
+    assert "AVX-512" in found["the machine with vLLM"].what, "k and v have 4 bits"
+    whats = [f.what for f in examine(exported, "vllm-cpu") if f.where.endswith("1.mlp.down_proj")]
+    assert any("W8A16" in what for what in whats)
+
+
 def test_the_doctor_knows_the_packing_of_old_versions(copied):
     weights = load_file(copied / WEIGHTS)
     name = "model.layers.0.self_attn.q_proj.weight_packed"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from runs import command, write_config
 
+from autocompress.doctor import examine
 from autocompress.exporters.gguf_driver import pre_tokenizer
 from autocompress.levels import GgufType, parse_level
 from autocompress.runtimes import find_runtime
@@ -100,6 +101,20 @@ def test_types_and_bytes_are_those_of_the_levels(source, exported):
     expected = permuted(source.weight(query).numpy(), HEADS)
     assert np.array_equal(decoded(tensors["blk.0.attn_q.weight"]), expected)
     assert tensors["blk.0.attn_norm.weight"].tensor_type.name == "F32"
+
+
+def test_the_card_has_commands_of_what_loads_the_file(exported):
+    card = (exported / "README.md").read_text()
+    assert f"llama-cli -m {exported.name}/model.gguf" in card
+    assert f"from_pretrained('{exported.name}', **f)" in card and "{{" not in card
+    assert examine(exported, "llama.cpp") == []
+
+
+def test_the_doctor_knows_what_llama_cpp_knows(exported, tmp_path):
+    content = (exported / "model.gguf").read_bytes().replace(b"llama", b"lamma", 1)
+    (tmp_path / "model.gguf").write_bytes(content)
+    (finding,) = examine(tmp_path, "llama.cpp")
+    assert finding.fatal and "Did you mean 'llama'" in finding.what
 
 
 def test_metadata_and_tokenizer_are_there(source, exported):

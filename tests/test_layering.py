@@ -64,7 +64,7 @@ TIERS = (
     (
         *("models", "parts", "gguf_files", "experts", "tracing", "structure", "operators"),
         "narrowing",
-        *("machine", "backends"),
+        *("machine", "backends", "architectures"),
     ),
     (
         "database",
