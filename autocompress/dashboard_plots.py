@@ -21,7 +21,10 @@ def front_plot(run: Study) -> Any:
     found = _front(run)
     if found is not None:
         rest = [trial for trial in run.validated() if trial not in found.trials]
-        for name, trials, line in (("beaten", rest, {}), ("front", found.trials, {"shape": "hv"})):
+        for name, trials, line in (
+            ("beaten, unproven", rest, {}),
+            ("front", found.trials, {"shape": "hv"}),
+        ):
             points = cost_loss(run, run.table("bits"), trials)
             figure.add_scatter(
                 x=points[:, 0],

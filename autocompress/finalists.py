@@ -39,7 +39,8 @@ def run_strategy(opened: Opened) -> dict[str, Trial]:
                 f"{study.tokens:,} spent"
             )
             for trial in study.at(found.fidelity):  # all of the last stage; known ones are skipped
-                opened.mirror.report(trial, "candidate")
+                if opened.problem.fits(trial.allocation):  # removal measures over the budget, too
+                    opened.mirror.report(trial, "candidate")
     return phases
 
 

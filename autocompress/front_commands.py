@@ -26,7 +26,7 @@ def front(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List what no other trial of a run beats in both loss and cost, on validation windows."""
+    """List the best of a run at every cost, as proven on validation windows."""
     from autocompress.runs import front_of, open_run
 
     opened = open_run(run)

@@ -16,6 +16,9 @@ from autocompress.errors import BudgetError, StudyError
 from autocompress.evaluations import TABLE, Evaluations
 from autocompress.pareto import front, hypervolume, knee
 from autocompress.run_record import find_run, read_record, recorded_costs, recorded_space
+from autocompress.strategies.racing import PROVEN, surely_worse
+
+SIMPLE = ("uniform", "ends", "ilp")  # how the origins of baselines begin
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Study:
         raise BudgetError(f"--cost must be one of {known}, which '{self.path}' has. Got '{name}'.")
 
     def front(self, cost: str = "bits") -> Front:
-        """The trials on validation windows that no other beats in both loss and cost.
+        """The trials on validation windows that a search would ship: see `front_of`.
 
         Args:
             cost: name of a cost table, such as 'bits', 'bytes' or 'latency'.
@@ -85,7 +88,7 @@ def open_run(path: str | Path) -> Study:
 
 @dataclass(frozen=True)
 class Front:
-    """The trials on validation windows that no other beats in both loss and cost.
+    """The trials on validation windows that no other proven one beats in both loss and cost.
 
     Args:
         trials: in order of cost, a different allocation each.
@@ -116,7 +119,10 @@ class Front:
 
 
 def front_of(run: Study, cost: str = "bits", reference: Sequence[float] | None = None) -> Front:
-    """The front of a run's trials on validation windows.
+    """The front of a run's trials on validation windows: what a search would ship.
+
+    A trial that lost less than a simple answer of no higher cost, but not provably, is left out:
+    the rule by which a search with that cost as its limit chooses.
 
     Args:
         cost: name of a cost table.
@@ -133,17 +139,38 @@ def front_of(run: Study, cost: str = "bits", reference: Sequence[float] | None =
             "search finish, or end it by Ctrl-C."
         )
     unique = list({trial.allocation: trial for trial in reversed(found)}.values())[::-1]
-    points = cost_loss(run, table, unique)
-    chosen = sorted(np.flatnonzero(_first(points) & front(points)), key=lambda i: points[i, 0])
-    at = np.array(reference) if reference is not None else points.max(axis=0)
+    every = cost_loss(run, table, unique)
+    kept = np.flatnonzero(_first(every) & _proven(unique, every[:, 0]))
+    points = every[kept]
+    chosen = sorted(np.flatnonzero(front(points)), key=lambda i: points[i, 0])
+    at = np.array(reference) if reference is not None else every.max(axis=0)
     return Front(
         cost,
-        tuple(unique[i] for i in chosen),
+        tuple(unique[kept[i]] for i in chosen),
         tuple(points[chosen, 0].tolist()),
         knee(points[chosen]),
         (float(at[0]), float(at[1])),
         hypervolume(points, at),
     )
+
+
+def _proven(
+    trials: Sequence[Trial], costs: npt.NDArray[np.float64]
+) -> npt.NDArray[np.bool_]:  # (trials,)
+    """Which trials are simple, or surely better than what is kept of all that cost no more."""
+    kept = np.zeros(len(trials), dtype=np.bool_)
+    best: Trial | None = None
+    for i in sorted(range(len(trials)), key=lambda i: (costs[i], not is_simple(trials[i]))):
+        trial = trials[i]
+        kept[i] = best is None or is_simple(trial) or surely_worse(best.score, trial.score, PROVEN)
+        if kept[i] and (best is None or trial.loss < best.loss):
+            best = trial
+    return kept
+
+
+def is_simple(trial: Trial) -> bool:
+    """Whether it is one of the baselines that a search must prove to beat."""
+    return trial.origin.split(" ")[0] in SIMPLE
 
 
 def cost_loss(

@@ -44,8 +44,6 @@ TIERS = (
             "effort",
             "evaluations",
             "ranges",
-            "runs",
-            "run_comparison",
             "study",
             "run_facts",
             "run_record",
@@ -79,7 +77,7 @@ TIERS = (
         *("influence", "narrowing"),
         "comparison",
     ),
-    ("strategies", "smallest"),
+    ("strategies", "smallest", "runs", "run_comparison"),
     (
         *(
             "runtime",
