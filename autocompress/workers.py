@@ -134,12 +134,18 @@ class Pool:
     def _results(
         self, job: Callable[..., T], tasks: Sequence[tuple[int, Sequence[Any]]]
     ) -> Iterator[tuple[int, T]]:
-        """(number, result) as they come, so that a death later on takes nothing away."""
+        """(number, result) as they come, so that a death later on takes nothing away.
+
+        Joblib's backend of Ray returns all at once: a death takes what was asked for together.
+        """
         import joblib
 
+        as_they_come = self._settings["backend"] != "ray"
         with joblib.parallel_config(**self._settings):
             parallel = joblib.Parallel(
-                return_as="generator_unordered", batch_size=1, pre_dispatch="all"
+                return_as="generator_unordered" if as_they_come else "list",
+                batch_size=1,
+                pre_dispatch="all",
             )
             yield from parallel(joblib.delayed(_run)(job, number, task) for number, task in tasks)
 
