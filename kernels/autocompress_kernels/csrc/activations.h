@@ -87,17 +87,43 @@ inline void prepare_a16(Row &r, uint8_t *to, int rows, int padded, bool blocks, 
   }
 }
 
+// Even and odd columns of each block in 16 bits, the largest of a segment as MOST. What comes first is
+// added to (PAIRS, wide.h) or multiplied with the even columns of the weight.
+template <bool PAIRS>
+inline void prepare_wide(Row &r, uint8_t *to, int rows, int padded, float *scale, float *sum) {
+  constexpr float MOST = PAIRS ? 127.0f : 32767.0f;
+  const float largest = largest_of(r, padded);
+  const float inverse = largest > 1e-30f ? MOST / largest : 0.0f;
+  alignas(64) int16_t q[SEGMENT];
+  for (int i = 0; i < padded; i++) {
+    const float shifted = r.value[i] * inverse + 12582912.0f;  // as above, and the lower half is q
+    int32_t word;
+    __builtin_memcpy(&word, &shifted, 4);
+    q[i] = (int16_t)word;
+  }
+  uint32_t products = 0;  // of each even column and the odd one behind it
+  for (int i = 0; i < padded; i += 4, to += 8 * rows) {
+    const int16_t pairs[2][2] = {{q[i], q[i + 2]}, {q[i + 1], q[i + 3]}};
+    if (PAIRS) products += (uint32_t)(q[i] * q[i + 1] + q[i + 2] * q[i + 3]);
+    __builtin_memcpy(to, pairs[PAIRS], 4);
+    __builtin_memcpy(to + 4, pairs[!PAIRS], 4);
+  }
+  *scale = largest / MOST;
+  *(int32_t *)sum = (int32_t)products;
+}
+
 // Digits of each input of a mode that is multiplied as int8: 0 where it is not.
 inline int digits_of(const Weights &w, const Activations &a, int rows) {
   if (a.mode == ACK_A8) return 1;
-  if (!HAS_DIGITS || a.mode != ACK_A32 || w.m.bits == 16 || rows > MOST_DIGITS) return 0;
-  return a.exact ? 3 : 2;
+  if (a.mode == WIDE_A8) return rows < BATCH;
+  if (!WIDE || w.m.bits == 16 || rows > MOST_DIGITS) return 0;
+  return a.mode == WIDE_A16 ? 2 : 3;
 }
 
 void prepare(const Weights &w, const Activations &a, const void *x, int32_t type, int64_t ld,
              int64_t row, int rows) {
   const int digits = digits_of(w, a, rows);
-  const int64_t element = a.mode == ACK_A8 ? 1 : a.mode == ACK_A16 ? 2 : 4;
+  const int64_t element = element_bytes(a.mode);
   const int64_t used = digits ? digits : element;  // bytes of each input
   const int unit = digits ? 4 * digits : a.mode == ACK_A32 || w.m.bits == 16 ? 4 : 8;
   Row r;
@@ -111,11 +137,13 @@ void prepare(const Weights &w, const Activations &a, const void *x, int32_t type
       float *scale = a.scales + row * w.segments + s * rows + m;
       float *sum = a.sums + row * w.segments + s * rows + m;
       uint8_t *here = to + at * used * rows;
-      if (a.mode == ACK_A32 && !a.exact)
+      if (a.mode == WIDE_A16 || (a.mode == ACK_A32 && !a.exact))
         for (int i = 0; i < padded; i++) r.value[i] = from_bf16(to_bf16(r.value[i]));
       if (digits == 1) prepare_a8(r, here, rows, padded, scale, sum);
       else if (digits == 2) prepare_digits<2>(r, here, rows, padded, scale, sum);
       else if (digits == 3) prepare_digits<3>(r, here, rows, padded, scale, sum);
+      else if (a.mode == WIDE_A8) prepare_wide<true>(r, here, rows, padded, scale, sum);
+      else if (a.mode == WIDE_A16) prepare_wide<false>(r, here, rows, padded, scale, sum);
       else if (a.mode == ACK_A16) prepare_a16(r, here, rows, padded, w.m.bits != 16, sum);
       else for (int i = 0; i < padded; i++) __builtin_memcpy(here + 4 * rows * i, r.value + i, 4);
     }

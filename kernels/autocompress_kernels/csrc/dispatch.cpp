@@ -156,13 +156,18 @@ int32_t make_weights(const ack_matrix &m, Weights *w) {
   return check_sparse(*w);
 }
 
-int32_t layout_mode(const Isa &isa, const Weights &w, int32_t mode) {
+int32_t layout_mode(const Isa &isa, const Weights &w, int32_t mode, int64_t m) {
   if (mode == ACK_A8 && w.m.bits == 16) mode = ACK_A16;
+  if (isa.wide && w.m.bits != 16) {
+    if (mode == ACK_A16) return WIDE_A16;
+    if (mode == ACK_A8 && w.m.bits >= isa.wide && m >= BATCH) return WIDE_A8;
+  }
   return mode == ACK_A16 && !isa.bf16 ? ACK_A32 : mode;
 }
 
-bool same_layout(const Weights &a, const Weights &b) {
-  return a.m.k == b.m.k && a.segment == b.segment && (a.m.bits == 16) == (b.m.bits == 16);
+bool same_layout(const Isa &isa, const Weights &a, const Weights &b, int32_t mode, int64_t m) {
+  return a.m.k == b.m.k && a.segment == b.segment && (a.m.bits == 16) == (b.m.bits == 16) &&
+         layout_mode(isa, a, mode, m) == layout_mode(isa, b, mode, m);
 }
 
 void *aligned_memory(int64_t bytes) {  // to be released by free()
@@ -175,8 +180,7 @@ void *aligned_memory(int64_t bytes) {  // to be released by free()
 }
 
 int64_t activation_bytes(const Weights &w, int32_t mode, int64_t m) {
-  const int64_t element = mode == ACK_A8 ? 1 : mode == ACK_A16 ? 2 : 4;
-  return ceil_div(m * w.width * element, 64) * 64 + 2 * ceil_div(m * w.segments * 4, 64) * 64;
+  return ceil_div(m * w.width * element_bytes(mode), 64) * 64 + 2 * ceil_div(m * w.segments * 4, 64) * 64;
 }
 
 Activations place(void *memory, const Weights &w, int32_t mode, int64_t m, bool exact) {

@@ -5,52 +5,33 @@
 //   F half(const uint16_t *)       fp16 to float, one vector
 //   Dot<B>                         CHUNK, BIAS, CHAINS, Partial, begin, add, end: u8 codes x s8
 //   constexpr bool HAS_BF16; F dot_bf16(F, U, uint32_t)
-//   constexpr bool HAS_DIGITS      whether few rows of float32 are multiplied as int8 digits
+//   constexpr int WIDE             fewest bits of codes that wide.h multiplies; 0: no digits either
 //   const uint8_t *expand8(uint8_t *block, const uint8_t *values, const uint8_t *masks)
 //   const uint8_t *expand16(uint8_t *block, const uint8_t *values, const uint8_t *masks)
 
 #include "tile.h"
 #include "products.h"
 #include "activations.h"
-
-inline void store(const Weights &w, const Output &out, int64_t tile, int64_t row, const F *y) {
-  float values[ROWS];
-  __builtin_memcpy(values, y, sizeof values);
-  const int64_t first = tile * ROWS, left = w.m.n - first;
-  const int count = (int)(left < ROWS ? left : ROWS);
-  if (out.bias)
-    for (int r = 0; r < count; r++) values[r] += out.bias[first + r];
-  const int64_t at = row * out.ld + first;
-  if (out.type == ACK_F32) {
-    float *to = (float *)out.y + at;
-    for (int r = 0; r < count; r++) to[r] = out.accumulate ? to[r] + values[r] : values[r];
-  } else {
-    uint16_t *to = (uint16_t *)out.y + at;
-    for (int r = 0; r < count; r++)
-      to[r] = to_bf16(out.accumulate ? from_bf16(to[r]) + values[r] : values[r]);
-  }
-}
+#include "wide.h"
 
 // One batch of rows times a span of TB tiles, in the mode of x.
 template <int B, int MT, int TB>
 void multiply(Tile (&t)[TB], Span span, const Activations &x, int64_t row, F (&y)[TB][MT][NV]) {
   const Weights &w = *t[0].weights;
-  const int64_t at = row * w.width + span.from * w.segment * MT;
+  const int64_t in = span.from * w.segment * MT, at = row * w.width + in;
   const int64_t side = row * w.segments + span.from * MT;
   const uint32_t *words = (const uint32_t *)x.data;
   if constexpr (B < 16) {
-    if (x.mode == ACK_A8)
-      return tile_a8<B, MT, TB>(t, span, words + at / 4, x.scales + side,
-                                (const int32_t *)x.sums + side, y);
-  }
-  if constexpr (B < 16 && HAS_DIGITS && MT <= MOST_DIGITS) {
-    const int64_t each = w.segment / 4 * MT, first = row * w.width;
+    const uint32_t *first = words + row * w.width * element_bytes(x.mode) / 4;
+    const float *scales = x.scales + side;
     const int32_t *sums = (const int32_t *)x.sums + side;
-    if (x.exact)
-      return tile_a8<B, MT, TB, 3>(t, span, words + first + span.from * 3 * each, x.scales + side,
-                                   sums, y);
-    return tile_a8<B, MT, TB, 2>(t, span, words + first + span.from * 2 * each, x.scales + side,
-                                 sums, y);
+    if (x.mode == ACK_A8 || x.mode == WIDE_A8)
+      return tile_a8<B, MT, TB>(t, span, first + in / 4, scales, sums, y);
+    if constexpr (WIDE && MT <= MOST_DIGITS) {
+      if (x.mode == ACK_A32)
+        return tile_a8<B, MT, TB, 3>(t, span, first + 3 * in / 4, scales, sums, y);
+      return tile_a8<B, MT, TB, 2>(t, span, first + 2 * in / 4, scales, sums, y);
+    }
   }
   for (int n = 0; n < TB; n++) {
     if constexpr (HAS_BF16) {
@@ -96,6 +77,7 @@ void tiles_of(const Weights &w, const Activations &x, int64_t m, int64_t begin, 
   int64_t row = 0;
   for (int64_t batches; (batches = (m - row) / BATCH) > 0; row += batches * BATCH) {
     if (batches > BATCHES) batches = BATCHES;
+    if (wide_product<B>(w, x, row, batches, BATCH, begin, end, out)) continue;
     int64_t tile = begin;
     for (; tile + TILES <= end; tile += TILES)
       product<B, BATCH, TILES>(w, x, row, batches, tile, out);
@@ -103,6 +85,7 @@ void tiles_of(const Weights &w, const Activations &x, int64_t m, int64_t begin, 
   }
   for (int rows; row < m; row += rows) {
     rows = rows_together(m - row);
+    if (wide_product<B>(w, x, row, 1, rows, begin, end, out)) continue;
     for (int64_t tile = begin; tile < end; tile++) {
       if (rows == 4) product<B, 4, 1>(w, x, row, 1, tile, out);
       else if (rows == 2) product<B, 2, 1>(w, x, row, 1, tile, out);

@@ -38,7 +38,8 @@ struct Dot {
   }
 };
 
-constexpr bool HAS_BF16 = false, HAS_DIGITS = true;
+constexpr bool HAS_BF16 = false;
+constexpr int WIDE = 8;  // 5 and 6 bits are 10 to 20 % faster in bytes
 
 #include "expand.h"
 #include "isa.h"
@@ -46,5 +47,5 @@ constexpr bool HAS_BF16 = false, HAS_DIGITS = true;
 }  // namespace
 
 extern const Isa avx2;
-const Isa avx2 = {"avx2", HAS_BF16, prepare, tiles, norm, gated, attend};
+const Isa avx2 = {"avx2", HAS_BF16, WIDE, prepare, tiles, norm, gated, attend};
 }  // namespace ack

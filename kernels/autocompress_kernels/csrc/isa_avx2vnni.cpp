@@ -23,7 +23,8 @@ struct Dot {
   static ACK_INLINE I end(I, I part) { return part; }
 };
 
-constexpr bool HAS_BF16 = false, HAS_DIGITS = false;
+constexpr bool HAS_BF16 = false;
+constexpr int WIDE = 0;
 
 #include "expand.h"
 #include "isa.h"
@@ -31,5 +32,5 @@ constexpr bool HAS_BF16 = false, HAS_DIGITS = false;
 }  // namespace
 
 extern const Isa avx2vnni;
-const Isa avx2vnni = {"avx2vnni", HAS_BF16, prepare, tiles, norm, gated, attend};
+const Isa avx2vnni = {"avx2vnni", HAS_BF16, WIDE, prepare, tiles, norm, gated, attend};
 }  // namespace ack

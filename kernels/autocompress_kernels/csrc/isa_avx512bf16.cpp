@@ -7,7 +7,8 @@ namespace ack {
 namespace {
 #include "avx512.h"
 
-constexpr bool HAS_BF16 = true, HAS_DIGITS = false;
+constexpr bool HAS_BF16 = true;
+constexpr int WIDE = 0;
 
 ACK_INLINE F dot_bf16(F acc, U pair, uint32_t x) {
   return (F)_mm512_dpbf16_ps((__m512)acc, (__m512bh)pair, (__m512bh)_mm512_set1_epi32((int)x));
@@ -35,5 +36,5 @@ ACK_INLINE const uint8_t *expand16(uint8_t *block, const uint8_t *values, const 
 }  // namespace
 
 extern const Isa avx512bf16;
-const Isa avx512bf16 = {"avx512bf16", HAS_BF16, prepare, tiles, norm, gated, attend};
+const Isa avx512bf16 = {"avx512bf16", HAS_BF16, WIDE, prepare, tiles, norm, gated, attend};
 }  // namespace ack

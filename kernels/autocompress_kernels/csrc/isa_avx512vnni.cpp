@@ -6,7 +6,8 @@
 namespace ack {
 namespace {
 #include "avx512.h"
-constexpr bool HAS_BF16 = false, HAS_DIGITS = false;
+constexpr bool HAS_BF16 = false;
+constexpr int WIDE = 0;
 
 #include "expand.h"
 #include "isa.h"
@@ -14,5 +15,5 @@ constexpr bool HAS_BF16 = false, HAS_DIGITS = false;
 }  // namespace
 
 extern const Isa avx512vnni;
-const Isa avx512vnni = {"avx512vnni", HAS_BF16, prepare, tiles, norm, gated, attend};
+const Isa avx512vnni = {"avx512vnni", HAS_BF16, WIDE, prepare, tiles, norm, gated, attend};
 }  // namespace ack

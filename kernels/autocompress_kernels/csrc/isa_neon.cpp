@@ -25,7 +25,8 @@ struct Dot {
   static ACK_INLINE I end(I, I part) { return part; }
 };
 
-constexpr bool HAS_BF16 = false, HAS_DIGITS = false;
+constexpr bool HAS_BF16 = false;
+constexpr int WIDE = 0;
 
 #include "scatter.h"
 #include "isa.h"
@@ -33,5 +34,5 @@ constexpr bool HAS_BF16 = false, HAS_DIGITS = false;
 }  // namespace
 
 extern const Isa neon;
-const Isa neon = {"neon", HAS_BF16, prepare, tiles, norm, gated, attend};
+const Isa neon = {"neon", HAS_BF16, WIDE, prepare, tiles, norm, gated, attend};
 }  // namespace ack

@@ -38,7 +38,8 @@ struct Dot {
   }
 };
 
-constexpr bool HAS_BF16 = false, HAS_DIGITS = false;
+constexpr bool HAS_BF16 = false;
+constexpr int WIDE = 0;
 
 #include "scatter.h"
 #include "isa.h"
@@ -46,5 +47,5 @@ constexpr bool HAS_BF16 = false, HAS_DIGITS = false;
 }  // namespace
 
 extern const Isa portable;
-const Isa portable = {"portable", HAS_BF16, prepare, tiles, norm, gated, attend};
+const Isa portable = {"portable", HAS_BF16, WIDE, prepare, tiles, norm, gated, attend};
 }  // namespace ack

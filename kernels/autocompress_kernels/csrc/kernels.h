@@ -31,8 +31,13 @@ struct Weights {
 // from row r begins at r * width elements and holds, next to each other for all its rows:
 //   A8:  4 int8 of one block's columns          (scale and sum, an int32, per segment)
 //   A16: 2 x 2 bf16, columns 0, 2 and 1, 3 of a block; 16-bit weights: columns 0, 1 (sum per segment)
-//   A32: 1 float; where units split few rows into int8 digits, 3 for each float or 2 where it is not
-//        exact: 4 first digits of one block's columns, then 4 second ... (scale and sum per segment)
+//   A32: 1 float; where units are WIDE, one or two rows as 3 int8 digits of each float: 4 first digits
+//        of one block's columns, then 4 second ... (scale and sum per segment)
+// and where units are WIDE (wide.h), a scale and a sum per segment, codes only:
+//   WIDE_A8:  as A8; batches of 8: 2 x 2 int16, columns 1, 3 and 0, 2 of a block
+//   WIDE_A16: one or two rows as 2 int8 digits; more: 2 x 2 int16, columns 0, 2 and 1, 3
+enum { WIDE_A8 = 3, WIDE_A16 = 4 };  // layouts beside those of ack_mode
+
 struct Activations {
   void *data;
   float *scales;        // batch from row r: [segments][R] at r * segments
@@ -52,6 +57,7 @@ struct Output {
 struct Isa {
   const char *name;
   bool bf16;            // has bf16 dot products; without them A16 is computed as A32 of rounded x
+  int32_t wide;         // fewest bits of codes that take WIDE_A8; 0: neither that nor WIDE_A16
   void (*prepare)(const Weights &, const Activations &, const void *x, int32_t type, int64_t ld,
                   int64_t row, int rows);
   void (*tiles)(const Weights &, const Activations &, int64_t m, int64_t begin, int64_t end,
@@ -67,10 +73,15 @@ struct Isa {
 
 const Isa &current_isa();
 int32_t make_weights(const ack_matrix &, Weights *);
-int32_t layout_mode(const Isa &, const Weights &, int32_t mode);
-bool same_layout(const Weights &, const Weights &);
+int32_t layout_mode(const Isa &, const Weights &, int32_t mode, int64_t m);
+bool same_layout(const Isa &, const Weights &, const Weights &, int32_t mode, int64_t m);
 
 void *aligned_memory(int64_t bytes);  // 64-byte aligned, for free(); null where there is none
+
+// Bytes of an input; an int8 may leave the second of two unused.
+inline int64_t element_bytes(int32_t mode) {
+  return mode == ACK_A8 ? 1 : mode == ACK_A32 ? 4 : 2;
+}
 
 // Bytes of the activations of m rows; data, scales and sums in this order.
 int64_t activation_bytes(const Weights &, int32_t mode, int64_t m);

@@ -100,9 +100,9 @@ int32_t check(const ack_matrix *matrices, Product *products, int32_t count, cons
 }
 
 // The product before this one whose activations have the layout of this one's; itself: none.
-int32_t sharing(const Product *products, int32_t i) {
+int32_t sharing(const Isa &isa, const Product *products, int32_t i, const Input &in) {
   int32_t same = 0;
-  while (same < i && !same_layout(products[same].w, products[i].w)) same++;
+  while (same < i && !same_layout(isa, products[same].w, products[i].w, in.mode, in.m)) same++;
   return same;
 }
 
@@ -113,12 +113,14 @@ void *prepare_each(const Isa &isa, Product *products, int32_t count, const Input
   for (int32_t i = 0; i < count; i++) {
     const Weights &w = products[i].w;
     starts[i] = bytes;
-    if (sharing(products, i) == i) bytes += activation_bytes(w, layout_mode(isa, w, in.mode), in.m);
+    if (sharing(isa, products, i, in) == i)
+      bytes += activation_bytes(w, layout_mode(isa, w, in.mode, in.m), in.m);
   }
   void *memory = aligned_memory(bytes);
   for (int32_t i = 0; memory && i < count; i++) {
     Product &p = products[i];
-    const int32_t from = sharing(products, i), mode = layout_mode(isa, p.w, in.mode);
+    const int32_t from = sharing(isa, products, i, in);
+    const int32_t mode = layout_mode(isa, p.w, in.mode, in.m);
     p.x = from < i ? products[from].x
                    : place((char *)memory + starts[i], p.w, mode, in.m, in.mode == ACK_A32);
     if (from < i) continue;

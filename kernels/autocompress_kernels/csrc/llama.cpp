@@ -91,10 +91,11 @@ struct Step {
     Inputs in = {};
     for (int j = 0; j < count; j++) {
       int same = 0;
-      while (same < j && !(in.own[same] && same_layout(w[same], w[j]))) same++;
+      while (same < j && !(in.own[same] && same_layout(isa, w[same], w[j], l.given.mode, rows)))
+        same++;
       in.own[j] = same == j;
-      in.a[j] = in.own[j] ? place(l.slots[j], w[j], layout_mode(isa, w[j], l.given.mode), rows,
-                                  l.given.mode == ACK_A32)
+      const int32_t mode = layout_mode(isa, w[j], l.given.mode, rows);
+      in.a[j] = in.own[j] ? place(l.slots[j], w[j], mode, rows, l.given.mode == ACK_A32)
                           : in.a[same];
     }
     return in;

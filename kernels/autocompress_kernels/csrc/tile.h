@@ -1,4 +1,5 @@
-// What a tile keeps, read for the kernels: codes of a block, expanded segments, scales, zeros.
+// What a tile keeps, read for the kernels: codes of a block, expanded segments, scales, zeros; and
+// where its outputs go.
 
 // One vector of every plane of a superblock, in registers: GCC would load them for each use.
 template <int B, bool KEEP = true>
@@ -138,9 +139,24 @@ struct Tile {
 
   ACK_INLINE I zero(int64_t s, int i) const {
     if (!zeros) return I{} + (1 << (weights->m.bits - 1));
-    typedef uint8_t Bytes __attribute__((vector_size(LANES)));  // one load, not a byte at a time
-    Bytes z;
-    __builtin_memcpy(&z, zeros + group(s) + i * LANES, LANES);
-    return __builtin_convertvector(z, I);
+    return bytes(zeros + group(s) + i * LANES);
   }
 };
+
+inline void store(const Weights &w, const Output &out, int64_t tile, int64_t row, const F *y) {
+  float values[ROWS];
+  __builtin_memcpy(values, y, sizeof values);
+  const int64_t first = tile * ROWS, left = w.m.n - first;
+  const int count = (int)(left < ROWS ? left : ROWS);
+  if (out.bias)
+    for (int r = 0; r < count; r++) values[r] += out.bias[first + r];
+  const int64_t at = row * out.ld + first;
+  if (out.type == ACK_F32) {
+    float *to = (float *)out.y + at;
+    for (int r = 0; r < count; r++) to[r] = out.accumulate ? to[r] + values[r] : values[r];
+  } else {
+    uint16_t *to = (uint16_t *)out.y + at;
+    for (int r = 0; r < count; r++)
+      to[r] = to_bf16(out.accumulate ? from_bf16(to[r]) + values[r] : values[r]);
+  }
+}

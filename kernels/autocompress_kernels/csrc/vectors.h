@@ -39,6 +39,20 @@ ACK_INLINE U load(const void *from) {
   return v;
 }
 
+// LANES bytes, widened: GCC takes them one by one where it is left to convert the vector.
+ACK_INLINE I bytes(const uint8_t *from) {
+#if VB == 64
+  return (I)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from));
+#elif VB == 32
+  return (I)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from));
+#else
+  typedef uint8_t Bytes __attribute__((vector_size(LANES)));
+  Bytes few;
+  __builtin_memcpy(&few, from, LANES);
+  return __builtin_convertvector(few, I);
+#endif
+}
+
 // Makes the compiler hold v in a register where there are 32 of them.
 ACK_INLINE void keep(U &v) {
 #if defined(__AVX512F__)
