@@ -7,12 +7,15 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from autocompress.errors import ModelError
+from autocompress.plans import PLAN
 
 MANIFEST = "autocompress.json"  # of results and exports
+ADAPTER = "adapter"  # folder of low-rank parts beside their base
 MARK = ".autocompress"  # a folder with it and without a manifest is half-written
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 WIDTH = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # bytes; others 1
@@ -132,6 +135,11 @@ def read_folder(path: Path) -> Folder:
             f"a model folder must be whole. Got '{path}', half-written by a run that was stopped. "
             "Write it again."
         )
+    if (path / PLAN).exists():
+        raise ModelError(
+            f"a model folder must hold weights. Got '{path}', a plan. Build it: "
+            f"`autocompress build --plan {path} --out MODEL`."
+        )
     try:
         config = dict(json.loads((path / "config.json").read_text()))
         method = str((config.get("quantization_config") or {}).get("quant_method", "dense"))
@@ -191,6 +199,21 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
     return found
 
 
+def read_adapter(path: Path) -> dict[str, tuple[int, int]]:
+    """Module -> (rank, bytes) of the low-rank parts beside a base; empty where there are none.
+
+    Raises:
+        ModelError: damaged.
+    """
+    file = path / ADAPTER / "adapter_model.safetensors"
+    found: dict[str, tuple[int, int]] = {}
+    for name, (_, shape, size) in read_header(file).items() if file.exists() else ():
+        module, _, kind = name.removeprefix("base_model.model.").partition(".lora_")
+        rank, before = shape[0 if kind.startswith("A") else 1], found.get(module, (0, 0))[1]
+        found[module] = (rank, before + size)
+    return found
+
+
 def describe_folder(path: Path) -> dict[str, Any]:
     """What a folder holds, module by module.
 
@@ -201,33 +224,35 @@ def describe_folder(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: as `read_folder`.
     """
-    folder = read_folder(path)
+    folder, low_rank = read_folder(path), read_adapter(path)
     rows: list[dict[str, Any]] = []
     levels: dict[str, dict[str, int]] = {}
     for module in folder.modules():
-        weights = 1
-        for size in module.shape:
-            weights *= size
+        rank, more = low_rank.get(module.name, (0, 0))
+        level, stored = f"r{rank}+{module.level}" if rank else module.level, module.stored + more
+        weights = prod(module.shape)
         rows.append(
             {
                 "name": module.name,
-                "level": module.level,
+                "level": level,
                 "shape": list(module.shape),
                 "weights": weights,
-                "bits": round(8 * module.stored / max(1, weights), 4),
-                "bytes": module.stored,
+                "bits": round(8 * stored / max(1, weights), 4),
+                "bytes": stored,
             }
         )
-        total = levels.setdefault(module.level, {"weights": 0, "bytes": 0})
+        total = levels.setdefault(level, {"weights": 0, "bytes": 0})
         total["weights"] += weights
-        total["bytes"] += module.stored
+        total["bytes"] += stored
+    files = [*path.glob("*.safetensors"), *(path / ADAPTER).glob("*.safetensors")]
     weights = sum(row["weights"] for row in rows)
     stored = sum(size for _, _, size in folder.tensors.values())
+    stored += sum(size for _, size in low_rank.values())
     return {
         "folder": str(path),
         "method": folder.method,
         "architecture": folder.config.get("model_type"),
-        "file_bytes": sum(file.stat().st_size for file in path.glob("*.safetensors")),
+        "file_bytes": sum(file.stat().st_size for file in files),
         "weights": weights,
         "bits_per_weight": 8 * stored / max(1, weights),
         "levels": levels,

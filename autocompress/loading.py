@@ -9,7 +9,6 @@ import torch
 
 from autocompress.architectures import check_causal
 from autocompress.errors import ModelError, OutputError
-from autocompress.exporters.adapter import FOLDER as ADAPTER
 from autocompress.exporters.dense import EXPORTER
 from autocompress.exporters.depth import without_dropped
 from autocompress.exporters.narrow import narrowed
@@ -17,7 +16,7 @@ from autocompress.exporters.native import load, silence
 from autocompress.exporters.reader import expert_settings
 from autocompress.exporters.source import Source
 from autocompress.files import disk_errors
-from autocompress.folders import read_folder
+from autocompress.folders import ADAPTER, read_folder
 from autocompress.gguf_files import check_loadable, only_gguf
 from autocompress.integration import METHOD
 

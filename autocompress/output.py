@@ -10,6 +10,7 @@ from autocompress.errors import ModelError, OutputError
 from autocompress.files import write_json
 from autocompress.folders import MANIFEST, MARK, describe_folder
 from autocompress.gguf_files import describe_gguf, only_gguf
+from autocompress.plans import PLAN, BuildPlan
 from autocompress.result import FRONT
 
 
@@ -82,7 +83,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """What is in a folder or a GGUF file: a result's manifest, or what its files hold.
+    """What is in a folder, a plan or a GGUF file: a result's manifest, or what its files hold.
 
     Raises:
         ModelError: neither, half-written or damaged.
@@ -90,4 +91,21 @@ def describe(folder: Path) -> dict[str, Any]:
     file = only_gguf(folder)
     if file is not None:
         return describe_gguf(file)
+    if folder.name == PLAN or (folder / PLAN).exists():
+        return describe_plan(folder)
     return read_manifest(folder) if is_result(folder) else describe_folder(folder)
+
+
+def describe_plan(path: Path) -> dict[str, Any]:
+    """What a plan says: `file`, `scope`, `settings` and `plan`, rows of pattern and level.
+
+    Raises:
+        ConfigError: not readable.
+    """
+    plan = BuildPlan.read(path)
+    return {
+        "file": str(path),
+        "scope": list(plan.scope),
+        "settings": dict(plan.settings),
+        "plan": [{"layers": pattern, "level": str(level)} for pattern, level in plan.levels],
+    }

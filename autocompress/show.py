@@ -31,17 +31,34 @@ def show(facts: dict[str, Any], folder: Path) -> None:
         tensor_table(facts)
     elif "modules" in facts:
         module_table(facts)
+    elif "plan" in facts:
+        plan_table(facts)
     else:
         layer_table(facts)
         if facts["results"]:
             result_table(facts, folder)
 
 
+def plan_table(facts: dict[str, Any]) -> None:
+    """Patterns and levels of a plan, and how it is built."""
+    table = Table(title=f"{facts['file']}: a plan")
+    table.add_column("layers", overflow="fold")
+    table.add_column("level")
+    for row in facts["plan"]:
+        table.add_row(row["layers"], row["level"])
+    Console().print(table)
+    build = f"autocompress build --plan {facts['file']} --out MODEL"
+    Console().print("The first pattern that matches wins. It holds no weights; this builds them:")
+    Console().print(build, highlight=False, soft_wrap=True)
+
+
 def module_table(facts: dict[str, Any]) -> None:
     """Every matrix of a model folder, and the sums of each level."""
     table = Table(title=f"{facts['folder']}: {facts['method']}, {facts['architecture']}")
-    for column in ("module", "level", "shape", "bits/weight", "bytes"):
-        table.add_column(column, justify="left" if column in ("module", "level") else "right")
+    table.add_column("module", overflow="fold")
+    table.add_column("level", no_wrap=True)
+    for column in ("shape", "bits/weight", "bytes"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in facts["modules"]:
         shape = " x ".join(map(str, row["shape"]))
         table.add_row(row["name"], row["level"], shape, f"{row['bits']:.3f}", f"{row['bytes']:,}")

@@ -71,6 +71,20 @@ def test_a_folder_is_described_from_its_headers(exported, llama):
     assert command("inspect", exported, "--json").json()["method"] == "compressed-tensors"
 
 
+def test_a_plan_is_shown_and_holds_no_weights(result, tmp_path):
+    plan = tmp_path / "plan"
+    export(result, plan, format="plan")
+    for path in (plan, plan / "plan.json"):
+        ran = command("inspect", path)
+        assert ran.code == 0 and "w3g32sym" in ran.out and f"--plan {path} --out" in ran.out
+    assert {row["level"] for row in command("inspect", plan, "--json").json()["plan"]} == {
+        *("w3g32sym", "w4g32sym", "w8g32sym")
+    }
+    for name in ("eval", "dequantize"):
+        ran = command(name, plan, *(() if name == "eval" else ("--out", tmp_path / "out")))
+        assert ran.code == 2 and f"build --plan {plan}" in ran.err
+
+
 def test_the_doctor_finds_what_a_runtime_would_stop_at(exported):
     assert examine(exported, "transformers") == []
     found = {finding.where: finding for finding in examine(exported, "vllm")}
@@ -162,6 +176,11 @@ def test_low_rank_parts_are_an_adapter(llama, build_levels, tmp_path):
     assert facts["export"]["base"] == "compressed-tensors"
     config = json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())
     assert {config["r"], *config["rank_pattern"].values()} == {4, 8}
+    described = describe_folder(tmp_path / "out")
+    shown = {row["name"]: row["level"] for row in described["modules"]}
+    rows = zip(layers, mixed.levels, strict=True)
+    assert all(shown[layer.name] == str(level) for layer, level in rows)
+    assert described["file_bytes"] == facts["file_bytes"]
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     logits_of(base)
     merged = PeftModel.from_pretrained(base, tmp_path / "out/adapter").merge_and_unload()

@@ -20,12 +20,11 @@ from autocompress.exporters import dense, packed_integers
 from autocompress.exporters.native import STORAGE
 from autocompress.exporters.source import Source
 from autocompress.files import write_atomically, write_json
+from autocompress.folders import ADAPTER
 from autocompress.levels import Joint, Level, LowRank
 from autocompress.packed.low_rank import factors
 from autocompress.runtimes import Runtime, find_runtime
 from autocompress.runtimes.rules import check_levels
-
-FOLDER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class AdapterExporter:
             tensors[f"base_model.model.{their}.lora_B.weight"] = left.contiguous()
             ranks[their] = left.shape[1]
         _write_adapter(tensors, ranks, out)
-        files = [*facts["files"], f"{FOLDER}/adapter_model.safetensors"]
+        files = [*facts["files"], f"{ADAPTER}/adapter_model.safetensors"]
         size = sum(tensor.nbytes + 200 for tensor in tensors.values())
         return facts | {
             "files": files,
@@ -121,7 +120,7 @@ def _smallest(factor: Tensor) -> Tensor:
 def _write_adapter(tensors: dict[str, Tensor], ranks: dict[str, int], out: Path) -> None:
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     others = {name: rank for name, rank in ranks.items() if rank != common}
-    folder = out / FOLDER
+    folder = out / ADAPTER
     folder.mkdir(exist_ok=True)
 
     def write(draft: Path) -> None:
