@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,23 +72,34 @@ def export(
     check_new(out, overwrite)
     _check_upload(push_to_hub, check)
     source = _for_format(result, name)
-    exporter_facts = _write(exporter, source, chosen, out, shown)
-    facts = _facts(result, name, _structure(result, source) | exporter_facts, out)
-    facts["verification"] = None
-    write_json(out / MANIFEST, facts)
-    facts["export"]["loads"] = {} if name in WHOLE else loading(out)
-    if check and exporter.reader is not None:
-        shown.say(f"reading it back with {exporter.reader}")
-        facts["verification"] = _verified(
-            *(source, out, exporter_facts, exporter.reader, windows, model)
-        )
-    write_card(facts, out)
-    write_json(out / MANIFEST, facts)
+    with _gone_if_interrupted(out):
+        exporter_facts = _write(exporter, source, chosen, out, shown)
+        facts = _facts(result, name, _structure(result, source) | exporter_facts, out)
+        facts["verification"] = None
+        write_json(out / MANIFEST, facts)
+        facts["export"]["loads"] = {} if name in WHOLE else loading(out)
+        if check and exporter.reader is not None:
+            shown.say(f"reading it back with {exporter.reader}")
+            facts["verification"] = _verified(
+                *(source, out, exporter_facts, exporter.reader, windows, model)
+            )
+        write_card(facts, out)
+        write_json(out / MANIFEST, facts)
     _refuse_failed(facts["verification"], out)
     if push_to_hub is not None:
         shown.say(f"uploading to {push_to_hub}")
         publish(out, push_to_hub)
     return facts
+
+
+@contextmanager
+def _gone_if_interrupted(out: Path) -> Iterator[None]:
+    """An export that Ctrl-C ends leaves nothing: the same command begins it again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 def _refuse_failed(found: dict[str, Any] | None, out: Path) -> None:

@@ -343,6 +343,20 @@ def test_a_folder_that_exists_is_refused(result, tmp_path):
     assert ran.code == 0, ran.err
 
 
+@pytest.mark.parametrize("step", ["_facts", "write_card"])
+def test_an_export_that_ctrl_c_ended_is_begun_again(step, result, tmp_path, monkeypatch):
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(f"autocompress.exporting.{step}", stop)
+        with pytest.raises(KeyboardInterrupt):
+            export(result, out, format="dense", check=False)
+    assert not out.exists()
+    export(result, out, format="dense", check=False)
+
+
 def test_a_half_written_export_says_so(result, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
