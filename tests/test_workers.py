@@ -11,7 +11,7 @@ from runs import command
 
 from autocompress import workers as module
 from autocompress.errors import WorkerError
-from autocompress.workers import Workers, open_pool
+from autocompress.workers import Pool, Workers, open_pool
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,26 @@ def test_the_job_of_a_killed_worker_is_given_to_another(pool, tmp_path, monkeypa
     tasks = [(tmp_path / "killed", number) for number in range(6)]
     assert pool.run(die_once, tasks) == list(range(6))
     assert len(said) == 1 and "a worker died" in said[0]
+
+
+class Dying(Pool):
+    """Workers of this process; one dies whenever two jobs are done and more are left."""
+
+    def __init__(self) -> None:
+        super().__init__({}, 2, 1, (EOFError,))
+        self.asked: list[list[int]] = []
+
+    def _results(self, job, tasks):
+        self.asked.append([number for number, _ in tasks])
+        yield from ((number, job(*task)) for number, task in tasks[:2])
+        if len(tasks) > 2:
+            raise EOFError("a worker is gone")
+
+
+def test_what_was_finished_before_a_death_is_not_run_again():
+    dying = Dying()
+    assert dying.run(str, [(number,) for number in range(5)]) == list("01234")
+    assert dying.asked == [[0, 1, 2, 3, 4], [2, 3, 4], [4]]
 
 
 def test_workers_that_always_die_end_the_search(pool):
