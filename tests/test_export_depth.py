@@ -6,7 +6,7 @@ import copy
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import torch
@@ -14,14 +14,17 @@ from runs import allocation_rows, command
 from test_removal import DROP, dropping, make_family, space_of
 from transformers import AutoModelForCausalLM
 
+from autocompress.core import Allocation
 from autocompress.errors import SpaceError
 from autocompress.exporters.depth import GONE, without_dropped
 from autocompress.exporters.native import save_native
 from autocompress.exporters.source import Source
 from autocompress.exporting import export
 from autocompress.files import write_json
-from autocompress.folders import MANIFEST, MARK
+from autocompress.folders import MANIFEST, MARK, describe_folder
+from autocompress.levels import parse_level
 from autocompress.models import set_weight, weight_of
+from autocompress.operators import Solver, Statistics, solve
 
 TOKENS = torch.arange(1, 21).view(1, 20) * 7 % 64
 NOTHING = SimpleNamespace(load=lambda name, level: SimpleNamespace(tensors={}))  # at drop
@@ -49,13 +52,15 @@ def packed(model, tokenizer, space, allocation, out, database=NOTHING):
 
 
 @torch.inference_mode()
-def zeroed_logits(model, levels):
-    """Of the dense model as its file holds it, with dropped weights at zero."""
+def zeroed_logits(model, levels, others=MappingProxyType({})):
+    """Of the dense model as its file holds it, with dropped weights at zero, and other ones."""
     model = copy.deepcopy(model)
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16().float()
     for name in (name for name, level in levels.items() if level == DROP):
         set_weight(model.get_submodule(name), 0 * weight_of(model.get_submodule(name)))
+    for name, weight in others.items():
+        set_weight(model.get_submodule(name), weight)
     return model(input_ids=TOKENS, use_cache=False).logits
 
 
@@ -120,6 +125,33 @@ def test_what_each_format_says_of_dropped_sublayers(tiny, tmp_path):
     assert not (tmp_path / "no").exists()
     decoded = command("dequantize", half, "--out", tmp_path / "plain")
     assert decoded.code == 0, decoded.err
+
+
+def test_blocks_that_stay_keep_their_own_codes(tiny, tmp_path):
+    """8 bits, dropped, 4 bits: the second of two blocks has 4."""
+    space = space_of(tiny.model, "blocks", ("w4g32sym", "w8g32sym", "drop"))
+    allocation = Allocation(tuple(map(parse_level, ("w8g32sym", "drop", "w4g32sym"))))
+
+    def load(name, level):
+        if isinstance(level, GONE):
+            return SimpleNamespace(tensors={})
+        weight = weight_of(tiny.model.get_submodule(name)).float()
+        solver = Solver(scale_bits=8)
+        return solve([weight], Statistics(None, 0), [level], solver)[0][0].packed
+
+    database = SimpleNamespace(load=load)
+    result = packed(tiny.model, tiny.tokenizer, space, allocation, tmp_path / "r", database)
+    export(result, tmp_path / "out", format="compressed-tensors", check=False)
+    rows = describe_folder(tmp_path / "out")["modules"]
+    bits = {row["name"][:14]: row["level"] for row in rows if ".layers." in row["name"]}
+    assert bits == {"model.layers.0": "w8g32sym", "model.layers.1": "w4g32sym"}
+    codes = {
+        name: load(name, level).dense()
+        for name, level in space.module_levels(allocation).items()
+        if not isinstance(level, GONE)
+    }
+    expected = zeroed_logits(tiny.model, space.module_levels(allocation), codes)
+    assert torch.equal(stock_logits(tmp_path / "out"), expected)
 
 
 def test_a_block_whose_kind_follows_from_its_number_is_not_renumbered():
