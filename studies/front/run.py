@@ -63,7 +63,8 @@ def main() -> None:
         row["losses beside single ones"] = [mine / other - 1 for mine, other in pairs]
     facts = {"limits": texts, "given": arguments.tokens, "seed": arguments.seed, "ways": rows}
     print(json.dumps(facts, indent=1))
-    name = f"results-{opened.session.loaded.name}-{arguments.tokens}-{arguments.seed}.json"
+    model = opened.session.loaded.name.split(" ")[0]  # without where it came from
+    name = f"results-{model}-{arguments.tokens}-{arguments.seed}.json"
     (HERE / name).write_text(json.dumps(facts, indent=1) + "\n")
 
 
