@@ -1,19 +1,21 @@
 """Ten searches within a limit of size and one of latency: does every winner keep both?
 
-    python studies/latency/limits.py FOLDER [--runs 10] [--generations 1]
+    python studies/latency/limits.py FOLDER [--space quant-2-8] [--ends w2g64 w8g128]
+        [--runs 10] [--first 0] [--generations 1]
 
 The limits of latency lie evenly between what uniform 2 bits and uniform 8 bits take on this
 machine, priced just before each search, because its speed drifts. All searches share one
-database in FOLDER.
+database in FOLDER; `--first` goes on with the runs from there.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from autocompress import search
-from autocompress.config import StudyConfig
+from autocompress.config import DEFAULT_SPACE, StudyConfig
 from autocompress.errors import BudgetError
 from autocompress.latency_setup import price
 from autocompress.levels import parse_level
@@ -23,24 +25,29 @@ from autocompress.progress import Lines
 from autocompress.spaces import build_space, load_space
 
 BITS = "3.5bits"
-ENDS = ("w2g64", "w8g128")
 
 
 def main() -> None:
     """Run the searches; one line each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--space", default=DEFAULT_SPACE)
+    parser.add_argument("--ends", nargs=2, default=("w2g64", "w8g128"), metavar="LEVEL")
     parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--generations", type=int, default=1)
     arguments = parser.parse_args()
     kept = 0
-    for run in range(arguments.runs):
-        fast, slow = uniform_ms()
+    for run in range(arguments.first, arguments.runs):
+        fast, slow = uniform_ms(arguments.space, arguments.ends)
         limit = fast + (slow - fast) * (run + 1) / (arguments.runs + 1)
-        print(f"{ENDS[0]} {fast:.2f} ms, {ENDS[1]} {slow:.2f} ms, limit ", end="")
+        print(
+            f"{arguments.ends[0]} {fast:.2f} ms, {arguments.ends[1]} {slow:.2f} ms, limit ", end=""
+        )
         try:
             facts = search(
                 (BITS, f"{limit:.3f}ms"),
+                space=arguments.space,
                 run=arguments.folder / "run",
                 out=arguments.folder / f"result-{run}",
                 generations=arguments.generations,
@@ -60,16 +67,16 @@ def main() -> None:
             f"searches {facts['latency']['tries']}: {'kept' if held else 'BROKEN'}",
             flush=True,
         )
-    print(f"{kept} of {arguments.runs} within both limits")
+    print(f"{kept} of {arguments.runs - arguments.first} within both limits")
 
 
-def uniform_ms() -> tuple[float, float]:
+def uniform_ms(name: str, ends: Sequence[str]) -> tuple[float, float]:
     """Predicted ms per token of both ends, at the machine's present speed."""
-    config = StudyConfig()
-    chosen, loaded = load_space(config.space), load_model(None, compute_dtype("auto"))
+    config = StudyConfig(space=name)
+    chosen, loaded = load_space(name), load_model(None, compute_dtype("auto"))
     space = build_space(chosen, find_layers(loaded.model, chosen.scope), ())
     latency = price(loaded, space, config.parsed_target(), Lines(), fresh=True)
-    fast, slow = (latency.table.total(space.uniform(parse_level(text))) for text in ENDS)
+    fast, slow = (latency.table.total(space.uniform(parse_level(text))) for text in ends)
     assert fast < slow < float("inf")
     return fast, slow
 
