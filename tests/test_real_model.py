@@ -31,14 +31,14 @@ CONFIG = """
 space = "{space}"
 budgets = ["3.5bits"]
 generations = 1
-spend = 12000
-sensitivity_tokens = 1024
+spend = 6000
+sensitivity_tokens = 512
 out = "{out}"
 [tokens]
-calibrate = 4096
+calibrate = 2048
 search = 2048
 validate = 1024
-test = 2048
+test = 1024
 """
 PROMPT = "The capital of France is"
 RELOAD = """
