@@ -56,7 +56,7 @@ LIMIT = 120.0  # seconds of plain HiGHS
 
 STRATEGIES: dict[str, tuple[Strategy, str]] = {
     "ilp": (ILP(), "solution"),
-    "refinement, 1 round": (Refinement(Uniform(), rounds=1), "round"),
+    "refinement, 1 step": (Refinement(Uniform(), steps=1), "step"),
     "evolution, 4 × 8": (Evolution(Uniform(), generations=4, offspring=8), "4 generations"),
     "spdy, tpe, 12": (SPDY(candidates=12), "12 candidates"),
 }
@@ -215,8 +215,8 @@ def tokens() -> None:
     """What more tokens cost those that compare windows: 210 layers, 6 levels."""
     problem = synthetic(210, 6)
     runs = {
-        "refinement, 1 round": lambda size: own_seconds(
-            Refinement(Uniform(tokens=size), rounds=1, tokens=size), problem
+        "refinement, 1 step": lambda size: own_seconds(
+            Refinement(Uniform(tokens=size), steps=1, tokens=size), problem
         ),
         "evolution, 4 × 8": lambda size: own_seconds(
             Evolution(Uniform(), generations=4, offspring=8, stages=((2, 1024), (1, size))), problem
