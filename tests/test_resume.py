@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from pathlib import Path
 from pkgutil import resolve_name
@@ -22,7 +21,7 @@ def interrupt(
     def interrupted(*arguments: Any, **settings: Any) -> Any:
         calls.append(None)
         for _ in range(times if len(calls) == call else 0):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # of this thread: it cannot come late
         return original(*arguments, **settings)
 
     monkeypatch.setattr(owner, name, interrupted)

@@ -146,7 +146,8 @@ def rivals_table(facts: Facts) -> Table:
     heads = tuple(name[0].upper() + name[1:] for name in NAMES.values())
     return Table(
         "KL on validation windows, nats per token, ± standard error over windows. All are within "
-        "the limit; the least wins, and of equals the simplest.",
+        "the limit. A searched answer wins where the windows prove it better than all simple ones, "
+        "by two standard errors of their difference; else the simple one of least loss wins.",
         ("Limit", *heads, "Winner"),
         rows,
     )
@@ -210,7 +211,7 @@ def _plot(facts: Facts) -> str:
     """The front, drawn twice so that its text stays readable on a phone."""
     key = "".join(
         f'<li><i class="{style}"></i>{name}</li>'
-        for style, name in (("s0", "front"), ("s1", "knee"), ("s3", "simple answers"))
+        for style, name in (("s0", "front"), ("s1", "knee"), ("simple", "simple answers"))
     )
     return (
         f'<figure><ul class="key">{key}</ul>'

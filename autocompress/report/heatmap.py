@@ -69,8 +69,8 @@ def heat_map(grid: Grid) -> str:
         rows.append(f'<tr><th scope="row">{block}</th>{cells}<td class="mean">{mean:.2f}</td></tr>')
     return (
         f'<div class="scroll"><table class="grid{" dense" if crowded else ""}">\n'
-        "<caption>Effective bits of every layer: blocks from the input (top) to the output, "
-        "layer types in the order they run. Darker cells have more bits.</caption>\n"
+        "<caption><span>Effective bits of every layer: blocks from the input (top) to the output, "
+        "layer types in the order they run. Darker cells have more bits.</span></caption>\n"
         f'<thead><tr><th scope="col">block</th>{heads}<th scope="col">mean</th></tr></thead>\n'
         f"<tbody>\n{chr(10).join(rows)}\n</tbody></table></div>"
     )

@@ -41,6 +41,7 @@ def html_table(table: Table, style: str = "") -> str:
         rows.append(f'<tr{strong}><th scope="row">{escape(first)}</th>{cells}</tr>')
     named = f' class="{style}"' if style else ""
     return (
-        f'<div class="scroll"><table{named}>\n<caption>{escape(table.caption)}</caption>\n'
+        f'<div class="scroll"><table{named}>\n<caption><span>'
+        f"{escape(table.caption)}</span></caption>\n"
         f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{chr(10).join(rows)}\n</tbody></table></div>"
     )
