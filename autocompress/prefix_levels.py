@@ -17,15 +17,25 @@ from autocompress.levels import (
     Shape,
 )
 
+PREFIX = Quantize(3, 64)
+BLOCK = 256  # inputs that blocks of every level divide
+
 
 def nearest(level: Level, allowed: Sequence[Level], shape: Shape) -> Level:
     """The allowed level closest in storage at a shape; dense if none keeps anything."""
-    bits = level.storage_bits(shape)
+    bits = _about(level, shape)
     keeping = [lv for lv in allowed if not isinstance(lv, (*WHOLE, Rows))]
     return min(keeping, key=lambda lv: abs(lv.storage_bits(shape) - bits), default=Dense())
 
 
-PREFIX = Quantize(3, 64)
+def _about(level: Level, shape: Shape) -> float:
+    """Bits of a level at a shape, or what they would be if its blocks could be cut."""
+    try:
+        return level.storage_bits(shape)
+    except LevelError:
+        rows, width = shape
+        whole = -(-width // BLOCK) * BLOCK
+        return level.storage_bits((rows, whole)) * width / whole
 
 
 def default_prefix(space: SearchSpace) -> Level:

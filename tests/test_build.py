@@ -11,7 +11,7 @@ from autocompress.experts import unfuse_experts
 from autocompress.levels import parse_level
 from autocompress.models import LoadedModel, find_layers, load_model
 from autocompress.operators import Solver, solve
-from autocompress.prefix_levels import default_prefix
+from autocompress.prefix_levels import default_prefix, nearest
 from autocompress.spaces import SpaceConfig, build_space, list_spaces
 from autocompress.stitch import StitchedModel
 from autocompress.structure import layers_for
@@ -124,3 +124,14 @@ def test_a_level_that_some_layer_cannot_take_is_no_prefix(tiny):
         layers = find_layers(tiny.model)
         space = SearchSpace("ranks", layers, (config.levels,) * len(layers))
         assert str(default_prefix(space)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("allowed", "found"),
+    [(("dense",), "dense"), (("q8_0", "q4_0", "dense"), "q4_0"), (("q4_0", "q5_0"), "q4_0")],
+)
+def test_a_prefix_that_a_width_cannot_take_has_a_nearest_level(allowed, found):
+    """Blocks of 256 inputs do not divide 576."""
+    levels = [parse_level(key.upper() if key != "dense" else key) for key in allowed]
+    chosen = nearest(parse_level("Q3_K"), levels, (576, 576))
+    assert str(chosen).lower() == found
