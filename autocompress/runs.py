@@ -16,9 +16,7 @@ from autocompress.errors import BudgetError, StudyError
 from autocompress.evaluations import TABLE, Evaluations
 from autocompress.pareto import front, hypervolume, knee
 from autocompress.run_record import find_run, read_record, recorded_costs, recorded_space
-from autocompress.strategies.racing import PROVEN, surely_worse
-
-SIMPLE = ("uniform", "ends", "ilp")  # how the origins of baselines begin
+from autocompress.strategies.racing import PROVEN, SIMPLE, surely_worse
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from autocompress.report.latency import latency
 from autocompress.report.page import html_table, page, section
 from autocompress.report.plots import Axes, loss_axis, spread
 from autocompress.report.search import additivity_plot, additivity_table
+from autocompress.strategies.racing import SIMPLE
 
 NAMES = {
     "uniform": "uniform",
@@ -31,7 +32,6 @@ NAMES = {
     "search": "search",
     "tighter limit": "the answer to a tighter limit",
 }
-BASELINES = ("uniform", "ends", "ilp")
 SURE = 1.96  # standard errors of a 95 % interval
 SPLITS = ("search", "validate", "test")
 AXES = {"bits": "effective bits", "bytes": "MB", "latency": "ms per token"}
@@ -80,14 +80,14 @@ def _title(facts: Facts) -> str:
 def verdict(facts: Facts) -> str:
     """Who won at the points, where the knee is, and the hypervolume."""
     points = facts["points"]
-    simple = [point["limit"] for point in points if point["role"] in BASELINES]
-    searched = [point for point in points if point["role"] not in BASELINES]
+    simple = [point["limit"] for point in points if point["role"] in SIMPLE]
+    searched = [point for point in points if point["role"] not in SIMPLE]
     lead = f"The search won at {len(searched)} of {len(points)} limits on validation windows"
     if simple:
         winners = ", ".join(
             f"{NAMES[point['role']]} at {point['limit']}"
             for point in points
-            if point["role"] in BASELINES
+            if point["role"] in SIMPLE
         )
         lead += f"; a simple answer won at the others and is the result there: {winners}"
     parts = [f"{lead}."]
@@ -229,13 +229,13 @@ def _front(facts: Facts, width: int, height: int) -> str:
     simple = {
         (_cost(row, cost), row["validate"]["kl"]): f"{NAMES[role]} at {point['limit']}"
         for point in facts["points"]
-        for role in BASELINES
+        for role in SIMPLE
         if (row := point["rivals"][role])["validate"]["kl"] is not None
     }
     errors = {
         (_cost(row, cost), row["validate"]["kl"]): row["validate"]["kl_stderr"]
         for point in facts["points"]
-        for row in (point, *(point["rivals"][role] for role in BASELINES))
+        for row in (point, *(point["rivals"][role] for role in SIMPLE))
     }
     places = [*winners, *simple]
     y, log = loss_axis([kl for _, kl in places])
