@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self, get_type_hints
 
+from autocompress.cost import LOSS, limited_cost
 from autocompress.documents import SplitTokens
 from autocompress.effort import WARM, Plan, effort_tokens, plan, share
-from autocompress.errors import ConfigError
+from autocompress.errors import BudgetError, ConfigError
 from autocompress.levels import Level, parse_level
 from autocompress.ranges import range_texts
 from autocompress.spaces import Pin, parse_pin
@@ -81,7 +82,7 @@ class StudyConfig:
         self.parsed_target()
         self.parsed_workers()
         self._check_folders()
-        _ = self.limits  # must be readable
+        self._check_aims()
 
     @property
     def run_folder(self) -> Path:
@@ -106,14 +107,14 @@ class StudyConfig:
         return replace(found, sensitivities=self.sensitivity_tokens)
 
     @property
-    def limits(self) -> tuple[str, ...]:
-        """Everything that is limited: the range of a front, then budgets, as budgets are written.
+    def range_limits(self) -> tuple[str, ...]:
+        """The limits of a front's points, as budgets are written; none without a range."""
+        return () if self.pareto is None else range_texts(self.pareto, self.points)
 
-        Raises:
-            BudgetError: the range cannot be read.
-        """
-        front = () if self.pareto is None else range_texts(self.pareto, self.points)
-        return (*front, *self.budgets)
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """Everything that is limited, as budgets are written: the range of a front, budgets."""
+        return (*self.range_limits, *self.budgets)
 
     @property
     def full_tokens(self) -> int:
@@ -152,6 +153,26 @@ class StudyConfig:
             if got not in choices and (name, got) != ("minimize", None):
                 hint = did_you_mean(str(got), choices)
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}. Got '{got}'.{hint}")
+
+    def _check_aims(self) -> None:
+        limited = {limited_cost(text): text for text in self.budgets}
+        if self.minimize is not None and LOSS not in limited:
+            raise ConfigError(
+                f"--minimize must go with a limit on the loss. Got --minimize {self.minimize} "
+                "alone. Add --budget 0.05KL."
+            )
+        ranged = {limited_cost(text) for text in self.range_limits}
+        if ranged and LOSS in limited:
+            raise BudgetError(
+                "--pareto must go without a limit on the loss, because a front shows every loss. "
+                f"Got --budget {limited[LOSS]}. Leave one of them out."
+            )
+        for name in ranged & set(limited):
+            raise BudgetError(
+                f"--pareto and --budget must limit different costs. Got {self.pareto} and "
+                f"{limited[name]}. Leave the budget out, or give it in another unit than the "
+                "range."
+            )
 
     def _check_numbers(self) -> None:
         _check_range("seed", self.seed, 0, 2**32 - 1)

@@ -87,26 +87,19 @@ def parse_budget(text: str, space: SearchSpace, dense_ms: float | None = None) -
         return Budget(PARAMETERS, kept, text.strip())
     if unit == LOSS_UNIT:
         return Budget(LOSS, float(number), text.strip())
-    cost = "bits" if unit == "bits" else "bytes"
-    return Budget(cost, math.floor(number * _scale(unit, space)), text.strip())
+    return Budget(limited_cost(text), math.floor(number * _scale(unit, space)), text.strip())
 
 
-def limits_time(text: str) -> bool:
-    """Whether `text` is a budget of latency or speed, which must be measured.
-
-    Raises:
-        BudgetError: it is no budget.
-    """
-    return _read_budget(text)[1] in TIMES
-
-
-def limits_parameters(text: str) -> bool:
-    """Whether `text` is a budget of parameters.
+def limited_cost(text: str) -> str:
+    """Name of what a budget limits: bits, bytes, parameters, latency or loss.
 
     Raises:
         BudgetError: it is no budget.
     """
-    return _read_budget(text)[1] == SHARE
+    unit = _read_budget(text)[1]
+    if unit in TIMES:
+        return LATENCY
+    return {"bits": "bits", SHARE: PARAMETERS, LOSS_UNIT: LOSS}.get(unit, "bytes")
 
 
 def _milliseconds(number: Fraction, unit: str, text: str, dense_ms: float | None) -> Fraction:

@@ -8,21 +8,18 @@ from typing import Any
 import numpy as np
 
 from autocompress.core import Allocation, Fidelity, Trial
+from autocompress.gguf_mixes import largest_mix
 from autocompress.opening import Opened
 from autocompress.result import candidate_facts
 from autocompress.strategies import configured
 from autocompress.strategies.ends import ends_high
 from autocompress.strategies.ilp import solve
-from autocompress.strategies.racing import ranked
+from autocompress.strategies.racing import SIMPLE, ranked
 from autocompress.strategies.uniform import nearest_uniform, uniform_origin
 
-NAMES = {
-    "uniform": "uniform",
-    "ends": "first and last blocks high",
-    "ilp": "the ILP's answer",
-}
 NOTHING_YET = "stopped before the first candidate was scored: the simplest answers are raced"
 Finalists = dict[str, tuple[Allocation, str]]  # role -> allocation, origin; simplest first
+TESTED = ("uniform", "mix", "ilp")  # baselines that are scored on test windows, too
 SEARCH_TOKENS = 8192  # of the search split, on which the report compares winner and baselines
 
 
@@ -65,8 +62,10 @@ def baselines(opened: Opened) -> Finalists:
     problem = opened.problem
     predicted = problem.sensitivities(opened.session.spending.sensitivities).mean
     uniform = nearest_uniform(problem)
+    mix = largest_mix(problem, opened.session.loaded.model.config)
     return {
         "uniform": (uniform, uniform_origin(problem, uniform)),
+        **({} if mix is None else {"mix": (mix[0], f"mix {mix[1]}")}),
         "ends": (ends_high(problem), "ends"),
         "ilp": (solve(problem.space, problem.costs, problem.budgets, predicted), "ilp"),
     }
@@ -76,12 +75,12 @@ def race_finalists(opened: Opened, finalists: Finalists) -> dict[str, Trial]:
     """Role -> trial on validation windows, best first; a search must prove that it is better."""
     fidelity = Fidelity(int(opened.session.windows.validate.size), 0, "validate")
     found = {role: score_one(opened, finalists, role, fidelity) for role in finalists}
-    order = ranked(found, NAMES)
+    order = ranked(found, SIMPLE)
     least = min(found, key=lambda role: found[role].loss)  # ties: the simplest
     if least != order[0]:
         opened.session.progress.say(
             f"'{least}' has KL {found[least].loss:.4f} on validation windows, too little below "
-            f"{NAMES[order[0]]} ({found[order[0]].loss:.4f}) to be no accident: that stays"
+            f"{SIMPLE[order[0]]} ({found[order[0]].loss:.4f}) to be no accident: that stays"
         )
     return {role: found[role] for role in order}
 
@@ -89,10 +88,10 @@ def race_finalists(opened: Opened, finalists: Finalists) -> dict[str, Trial]:
 def score_one(opened: Opened, finalists: Finalists, role: str, fidelity: Fidelity) -> Trial:
     """The trial of one finalist, known or new."""
     allocation, origin = finalists[role]
-    name = NAMES.get(role, f"the answer of '{role}'")
+    name = SIMPLE.get(role, f"the answer of '{role}'")
     opened.session.progress.say(f"scoring {name} on {fidelity.split} windows")
     (trial,) = opened.study.evaluate([allocation], fidelity, origin)
-    opened.mirror.report(trial, "baseline" if role in NAMES else "finalist")
+    opened.mirror.report(trial, "baseline" if role in SIMPLE else "finalist")
     return trial
 
 
@@ -101,18 +100,19 @@ def score_finalists(
 ) -> dict[str, Any]:
     """Scores of the baselines and the winner; only here is any test window looked at.
 
-    On those, uniform, ILP and winner suffice: the other baseline has lost on validation windows.
+    On those, uniform, llama.cpp's mix, ILP and winner suffice: the other baseline has lost on
+    validation windows.
     """
     problem = opened.problem
     search = problem.fidelity(SEARCH_TOKENS)
     test = Fidelity(int(opened.session.windows.test.size), 0, "test")
-    results = {
-        role: candidate_facts(problem, {"validate": raced[role]}) for role in NAMES if role in raced
-    }
-    for role in dict.fromkeys(("uniform", "ilp", best)):
+    simple = [role for role in SIMPLE if role in raced]
+    results = {role: candidate_facts(problem, {"validate": raced[role]}) for role in simple}
+    tested = [role for role in TESTED if role in finalists]
+    for role in dict.fromkeys((*tested, best)):
         before, after = (
             score_one(opened, finalists, role, fidelity) for fidelity in (search, test)
         )
         trials = {"search": before, "validate": raced[role], "test": after}
         results[role] = candidate_facts(problem, trials)
-    return {**{role: results[role] for role in NAMES if role in results}, "winner": results[best]}
+    return {**{role: results[role] for role in simple}, "winner": results[best]}

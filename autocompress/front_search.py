@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from autocompress.core import Budget, Fidelity, Trial
-from autocompress.cost import check_budgets, parse_budget
+from autocompress.cost import parse_budget
 from autocompress.effort import front_plan
-from autocompress.errors import BudgetError
-from autocompress.finalists import NAMES, NOTHING_YET, baselines, score_one
+from autocompress.finalists import NOTHING_YET, baselines, score_one
 from autocompress.opening import Opened
-from autocompress.ranges import range_texts
 from autocompress.strategies.fronts import FrontStrategy, find_front
-from autocompress.strategies.racing import ranked
+from autocompress.strategies.racing import SIMPLE, ranked
 
 
 @dataclass(frozen=True)
@@ -35,24 +33,10 @@ class Point:
 
 
 def front_limits(opened: Opened) -> tuple[Budget, ...]:
-    """The limits of a front's points, each possible beside the search's budgets.
-
-    Raises:
-        BudgetError: a limit cannot be met, or a budget limits the same cost.
-    """
-    config, problem, limit = opened.config, opened.problem, opened.limit
+    """The limits of a front's points, which were checked when the search was opened."""
+    limit, space = opened.limit, opened.session.space
     dense_ms = None if limit is None else limit.latency.dense_ms
-    texts = range_texts(str(config.pareto), config.points)
-    limits = tuple(parse_budget(text, opened.session.space, dense_ms) for text in texts)
-    same = [budget.text for budget in problem.budgets if budget.cost == limits[0].cost]
-    if same:
-        raise BudgetError(
-            f"--pareto and --budget must limit different costs. Got {config.pareto} and "
-            f"{same[0]}. Leave the budget out, or give it in another unit than the range."
-        )
-    for one in limits:
-        check_budgets(problem.space, problem.costs, [one, *problem.budgets])
-    return limits
+    return tuple(parse_budget(text, space, dense_ms) for text in opened.config.range_limits)
 
 
 def front_strategy(opened: Opened) -> FrontStrategy:
@@ -105,6 +89,6 @@ def _race(
         rivals = {role: score_one(within, candidates, role, fidelity) for role in candidates}
         if before is not None:
             rivals["tighter limit"] = before
-        role = ranked(rivals, {*NAMES, "tighter limit"})[0]
+        role = ranked(rivals, {*SIMPLE, "tighter limit"})[0]
         before = rivals[role]
         yield Point(limit, rivals[role], role, rivals)

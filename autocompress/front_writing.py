@@ -11,7 +11,7 @@ import numpy as np
 
 from autocompress.core import Allocation, Budget, Fidelity, Trial
 from autocompress.files import write_json
-from autocompress.finalists import NAMES, SEARCH_TOKENS, score_one
+from autocompress.finalists import SEARCH_TOKENS, score_one
 from autocompress.front_search import Point
 from autocompress.latency_search import predicted_costs, time_finalists
 from autocompress.manifest import study_facts
@@ -20,6 +20,7 @@ from autocompress.output import claim_output
 from autocompress.pareto import hypervolume, knee
 from autocompress.report import write_front_report
 from autocompress.result import FRONT, FrontResult, candidate_facts
+from autocompress.strategies.racing import SIMPLE
 from autocompress.writing import dense_row, verify, write_result
 
 Facts = dict[str, Any]
@@ -87,7 +88,9 @@ def _write_point(opened: Opened, point: Point, dense: Facts) -> Facts:
             for fidelity in (problem.fidelity(SEARCH_TOKENS), test)
         )
     mine = candidate_facts(problem, {"search": search, "validate": trial, "test": final})
-    rivals = {role: _validated(within, point.rivals[role]) for role in NAMES}
+    rivals = {
+        role: _validated(within, trial) for role, trial in point.rivals.items() if role in SIMPLE
+    }
     timed = {} if opened.limit is None else {"latency": opened.limit.finalists[_name(point)]}
     out = opened.config.out / folder_name(point.limit)
     result = write_result(

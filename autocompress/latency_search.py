@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from autocompress.core import Allocation, Budget, CostTable, Problem, SearchSpace
-from autocompress.cost import LATENCY, limits_time
+from autocompress.cost import LATENCY, limited_cost
 from autocompress.errors import BudgetError
 from autocompress.evaluator import Evaluator
 from autocompress.latency import restrict, scaled
@@ -59,7 +59,7 @@ def open_limit(session: Session) -> Limit | None:
         BudgetError: a budget cannot be read.
         LatencyError: no such target, or a store that does not fit.
     """
-    timed = [limits_time(text) for text in session.config.limits]  # all must be readable
+    timed = [limited_cost(text) == LATENCY for text in session.config.limits]
     if not any(timed) and session.config.minimize != LATENCY:
         return None
     from autocompress.latency_setup import price

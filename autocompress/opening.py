@@ -163,13 +163,16 @@ def _budgets(session: Session, limit: Limit | None) -> tuple[Goal | None, tuple[
     """What is to be made small, if a loss is limited, and the budgets that count.
 
     Raises:
-        BudgetError: one cannot be read or met.
+        BudgetError: one, or a limit of the range, cannot be read or met.
     """
     dense_ms = None if limit is None else limit.latency.dense_ms
-    wanted = [parse_budget(text, session.space, dense_ms) for text in session.config.budgets]
-    goal, wanted = split_goal(wanted, session.config.minimize)
-    space = limited(limit, session.searched)
-    return goal, check_budgets(space, _costs(session, limit), wanted)
+    config = session.config
+    wanted = [parse_budget(text, session.space, dense_ms) for text in config.budgets]
+    goal, wanted = split_goal(wanted, config.minimize)
+    space, costs = limited(limit, session.searched), _costs(session, limit)
+    for text in config.range_limits:
+        check_budgets(space, costs, [parse_budget(text, session.space, dense_ms), *wanted])
+    return goal, check_budgets(space, costs, wanted)
 
 
 def _open_mirror(session: Session, costs: Sequence[CostTable]) -> Mirror:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autocompress.core import CostTable, SearchSpace
-from autocompress.cost import PARAMETERS, limits_parameters
+from autocompress.cost import PARAMETERS, limited_cost
 
 
 def parameter_table(space: SearchSpace) -> CostTable:
@@ -27,5 +27,5 @@ def parameter_costs(space: SearchSpace, budgets: Sequence[str]) -> tuple[CostTab
     Raises:
         BudgetError: a budget cannot be read.
     """
-    shares = [limits_parameters(text) for text in budgets]  # all must be readable
+    shares = [limited_cost(text) == PARAMETERS for text in budgets]  # all must be readable
     return (parameter_table(space),) if any(shares) else ()

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 
 from autocompress.core import Allocation, Budget, CostTable, Fidelity, Problem, Trial
 from autocompress.cost import LOSS
-from autocompress.errors import ConfigError
 
 Family = Callable[[float], Allocation | None]  # limit on a cost -> the best within, or None
 Predict = Callable[[Allocation], float]  # nats/token
@@ -194,19 +193,12 @@ class Hunt:
         return found
 
 
-def split_goal(budgets: Sequence[Budget], minimize: str | None) -> tuple[Goal | None, list[Budget]]:
-    """What is to be made small under which loss, if any, and the other budgets.
-
-    Raises:
-        ConfigError: something is to be made small without a limit on the loss.
-    """
+def split_goal(
+    budgets: Sequence[Budget], objective: str | None
+) -> tuple[Goal | None, list[Budget]]:
+    """What is to be made small, bytes unless said, under which loss, if any; the other budgets."""
     losses = [budget for budget in budgets if budget.cost == LOSS]
     others = [budget for budget in budgets if budget.cost != LOSS]
-    if losses:
-        return Goal(min(losses, key=lambda it: it.limit), minimize or "bytes"), others
-    if minimize is not None:
-        raise ConfigError(
-            f"--minimize must go with a limit on the loss. Got --minimize {minimize} alone. "
-            "Add --budget 0.05KL."
-        )
-    return None, others
+    if not losses:
+        return None, others
+    return Goal(min(losses, key=lambda it: it.limit), objective or "bytes"), others

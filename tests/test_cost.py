@@ -13,7 +13,7 @@ from autocompress.cost import (
     BYTES,
     check_budgets,
     choose,
-    limits_time,
+    limited_cost,
     parse_budget,
     size_tables,
 )
@@ -184,12 +184,13 @@ def test_a_speed_up_needs_the_dense_model():
         parse_budget("2x", SPACE)
 
 
-def test_what_limits_time():
-    assert [limits_time(text) for text in ("3bits", "9MB", "9ms", "9tokens/s", "9 x")] == [
-        *(False, False, True, True, True),
+def test_what_a_budget_limits():
+    texts = ("3bits", "9MB", "9KiB", "50%", "9ms", "9tokens/s", "9 x", "0.1KL")
+    assert [limited_cost(text) for text in texts] == [
+        *("bits", "bytes", "bytes", "parameters", "latency", "latency", "latency", "loss"),
     ]
     with pytest.raises(BudgetError):
-        limits_time("9s")
+        limited_cost("9s")
 
 
 def slow(per_bit, base):

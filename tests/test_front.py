@@ -182,6 +182,7 @@ def test_bad_input_is_one_error_each(searched: Path, tiny_folder: Path, tmp_path
         (("--pareto", "bit=2.5..5"), "Did you mean 'bits'"),
         (("--pareto", "bits=1..5"), "at least 2.27 bits"),
         (("--pareto", "bits=2.5..5", "--budget", "4bits"), "must limit different costs"),
+        (("--pareto", "bits=2.5..5", "--budget", "0.1KL"), "without a limit on the loss"),
         (("--pareto", "bits=2.5..5", "--strategy", "evolution"), "one of auto, nsgaii, sweep"),
         (("--pareto", "bits=2.5..5", "--points", "1"), "points must be between 2 and 64"),
     ):

@@ -51,6 +51,15 @@ def base(source, tmp_path_factory):
     return write_base(source, source.scope, tmp_path_factory.mktemp("base"))
 
 
+def test_a_search_is_raced_against_llama_cpps_own_mix(result, tmp_path):
+    asked = ("--budget", "6.5bits", "--out", tmp_path / "out", "--json")
+    rows = command("search", "--run", result.with_name("result.run"), *asked).json()["results"]
+    mix, winner = rows["mix"], rows["winner"]
+    assert mix["origin"].startswith("mix ") and 4.5 <= mix["effective_bits"] <= 6.5
+    assert mix["test"]["kl"] > 0 and winner["validate"]["kl"] <= mix["validate"]["kl"]
+    assert f"llama.cpp's {mix['origin']}" in (tmp_path / "out" / "report.md").read_text()
+
+
 def tensors_of(path):
     from gguf import GGUFReader
 

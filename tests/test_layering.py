@@ -25,6 +25,7 @@ TIERS = (
             "packed",
             "cost",
             "parameters",
+            "gguf_mixes",
             "knapsack",
             "highs",
             "beam",

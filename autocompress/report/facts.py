@@ -19,6 +19,7 @@ SPLITS = ("search", "validate", "test")
 RIVALS = {
     "dense": "Dense",
     "uniform": "Uniform",
+    "mix": "llama.cpp's mix",
     "ends": "First and last blocks high",
     "ilp": "ILP",
     "winner": "Winner",
@@ -105,8 +106,10 @@ def rivals(facts: Facts) -> dict[str, Facts]:
 
 
 def label(name: str, result: Facts) -> str:
-    """'Uniform w3g64'."""
+    """'Uniform w3g64', 'llama.cpp's mix Q3_K_M'."""
     level = result.get("level")
+    if name == "mix":
+        return f"{RIVALS[name]} {str(result.get('origin') or '').removeprefix('mix ')}".strip()
     return RIVALS[name] if not level or name == "dense" else f"{RIVALS[name]} {level}"
 
 

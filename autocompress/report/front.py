@@ -25,13 +25,7 @@ from autocompress.report.plots import Axes, loss_axis, spread
 from autocompress.report.search import additivity_plot, additivity_table
 from autocompress.strategies.racing import SIMPLE
 
-NAMES = {
-    "uniform": "uniform",
-    "ends": "first and last blocks high",
-    "ilp": "additive ILP",
-    "search": "search",
-    "tighter limit": "the answer to a tighter limit",
-}
+NAMES = {**SIMPLE, "search": "search", "tighter limit": "the answer to a tighter limit"}
 SURE = 1.96  # standard errors of a 95 % interval
 SPLITS = ("search", "validate", "test")
 AXES = {"bits": "effective bits", "bytes": "MB", "latency": "ms per token"}
@@ -135,15 +129,16 @@ def points_table(facts: Facts) -> Table:
 
 def rivals_table(facts: Facts) -> Table:
     """The loss of every rival at every limit, on validation windows."""
+    names = [it for it in NAMES if any(it in point["rivals"] for point in facts["points"])]
     rows = tuple(
         (
             point["limit"],
-            *(loss((point["rivals"].get(name) or {}).get("validate")) for name in NAMES),
+            *(loss((point["rivals"].get(name) or {}).get("validate")) for name in names),
             NAMES[point["role"]],
         )
         for point in facts["points"]
     )
-    heads = tuple(name[0].upper() + name[1:] for name in NAMES.values())
+    heads = tuple(NAMES[name][0].upper() + NAMES[name][1:] for name in names)
     return Table(
         "KL on validation windows, nats per token, ± standard error over windows. All are within "
         "the limit. A searched answer wins where the windows prove it better than all simple ones, "
@@ -223,19 +218,23 @@ def _plot(facts: Facts) -> str:
     )
 
 
+def _simple(point: Facts) -> dict[str, Facts]:
+    return {role: row for role, row in point["rivals"].items() if role in SIMPLE}
+
+
 def _front(facts: Facts, width: int, height: int) -> str:
     cost = facts["cost"]
     winners = [(_cost(point, cost), point["validate"]["kl"]) for point in facts["points"]]
     simple = {
         (_cost(row, cost), row["validate"]["kl"]): f"{NAMES[role]} at {point['limit']}"
         for point in facts["points"]
-        for role in SIMPLE
-        if (row := point["rivals"][role])["validate"]["kl"] is not None
+        for role, row in _simple(point).items()
+        if row["validate"]["kl"] is not None
     }
     errors = {
         (_cost(row, cost), row["validate"]["kl"]): row["validate"]["kl_stderr"]
         for point in facts["points"]
-        for row in (point, *(point["rivals"][role] for role in SIMPLE))
+        for row in (point, *_simple(point).values())
     }
     places = [*winners, *simple]
     y, log = loss_axis([kl for _, kl in places])

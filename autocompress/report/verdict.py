@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from math import hypot
 
-from autocompress.report.facts import Facts, bits, loss, percent, rivals, size
+from autocompress.report.facts import Facts, bits, label, loss, percent, rivals, size
 
 
 def title(facts: Facts) -> str:
@@ -28,10 +28,14 @@ def verdict(facts: Facts) -> str:
     if winner.get("level") or origin.startswith("uniform"):
         name = f"uniform {winner.get('level') or origin.removeprefix('uniform').strip()}".strip()
         return f"No searched allocation beat {name}, which therefore won: {kl}."
+    if origin.startswith("mix "):
+        return f"No searched allocation beat {label('mix', winner)}, which therefore won: {kl}."
     if origin == "ends":
         return f"No searched allocation beat more bits for the first and last blocks: {kl}."
     uniform = found.get("uniform")
     names = {"uniform": f"uniform {(uniform or {}).get('level') or ''}".strip()}
+    if "mix" in found:
+        names["mix"] = label("mix", found["mix"])
     if not origin.startswith("ilp"):
         names["ilp"] = "the ILP"
     comparisons = [

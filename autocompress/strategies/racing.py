@@ -11,7 +11,12 @@ from autocompress.core import Allocation, Problem, Score, Trial
 FIRST = 4  # windows that everyone is scored on; fewer say nothing of the spread
 SURE = 2.5  # standard errors
 PROVEN = 2.0  # the same, by which an answer must beat the simple ones to replace them
-SIMPLE = ("uniform", "ends", "ilp")  # roles of baselines, which searched answers must beat
+SIMPLE = {  # roles of baselines, which searched answers must beat -> what reports call them
+    "uniform": "uniform",
+    "mix": "llama.cpp's mix",
+    "ends": "first and last blocks high",
+    "ilp": "additive ILP",
+}
 
 
 def race(

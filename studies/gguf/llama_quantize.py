@@ -4,9 +4,9 @@
     PYTHONPATH=site python studies/gguf/llama_quantize.py MODEL WORK
 
 MODEL is a folder. llama.cpp's converter writes it in float32, `llama_model_quantize` quantizes that
-file by every mix of `mixes.py` and by every type alone ("pure"), all with one importance matrix of
-random numbers. Every tensor's type is compared with `mix_type`, its bytes with what our encoder
-makes of the same rows.
+file by every mix of `gguf_mixes.py` and by every type alone ("pure"), all with one importance
+matrix of random numbers. Every tensor's type is compared with `stored_type`, its bytes with what our
+encoder makes of the same rows.
 """
 
 import argparse
@@ -22,11 +22,9 @@ import numpy as np
 import torch
 from gguf import GGUFReader, LlamaFileType
 
-sys.path.insert(0, str(Path(__file__).parent))
-from mixes import BASE, NAMES, fallback, mix_type
-
 from autocompress.exporters import gguf_driver
 from autocompress.exporters.gguf_base import converter_folder
+from autocompress.gguf_mixes import BASE, NAMES, stored_type
 from autocompress.levels import parse_level
 from autocompress.levels.gguf import BLOCKS
 from autocompress.operators.gguf import encode
@@ -84,7 +82,7 @@ def quantize(
 
 
 def expected_types(mix: str, config: dict[str, Any]) -> dict[str, str]:
-    """The type of every tensor by `mixes.py`."""
+    """The type of every tensor by `gguf_mixes.py`."""
     blocks = config["num_hidden_layers"]
     queries = config["num_attention_heads"] // config["num_key_value_heads"]
     wide = {"down": config["intermediate_size"]}
@@ -95,9 +93,9 @@ def expected_types(mix: str, config: dict[str, Any]) -> dict[str, str]:
     for last, kind in NAMES.items():
         for block in range(1 if kind == "embedding" else blocks):
             module = last if kind == "embedding" else f"model.layers.{block}.x.{last}"
-            chosen = mix_type(mix, module, blocks, queries)
             width = wide.get(kind, config["hidden_size"])
-            found[f"{THEIRS[kind].format(block)}.weight"] = fallback(chosen, width, kind)
+            chosen = stored_type(mix, module, width, blocks, queries)
+            found[f"{THEIRS[kind].format(block)}.weight"] = chosen
     return found
 
 

@@ -8,16 +8,13 @@ MODEL is what --model takes, or "default". Every figure is appended to OUT/resul
 
 import argparse
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
-from mixes import BASE, NAMES, fallback, mix_type
 
 from autocompress.config import StudyConfig
 from autocompress.core import Allocation
 from autocompress.documents import SplitTokens
+from autocompress.gguf_mixes import BASE, mix_allocation
 from autocompress.levels import parse_level
 from autocompress.pipeline import run_search
 from autocompress.progress import terminal_progress
@@ -157,14 +154,10 @@ def mixes(run: Run, names: tuple[str, ...], wide: tuple[str, ...]) -> None:
 
 def mix_levels(session: Session, mix: str) -> dict[str, str]:
     """The type of every layer in a mix."""
-    model = session.loaded.model.config
-    queries = model.num_attention_heads // model.num_key_value_heads
-    found = {}
-    for layer in session.space.layers:
-        kind = mix_type(mix, layer.name, model.num_hidden_layers, queries)
-        role = NAMES[layer.name.rpartition(".")[2]]
-        found[layer.name] = fallback(kind, layer.shapes[0][1], role)
-    return found
+    allocation = mix_allocation(session.space, mix, session.loaded.model.config)
+    assert allocation is not None, f"a layer may not take its type in {mix}"
+    named = zip(session.space.layers, allocation.levels, strict=True)
+    return {layer.name: str(level) for layer, level in named}
 
 
 def search(run: Run, space: Path, mix: str, bits: float) -> None:

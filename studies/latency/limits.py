@@ -1,11 +1,12 @@
 """Ten searches within a limit of size and one of latency: does every winner keep both?
 
     python studies/latency/limits.py FOLDER [--space quant-2-8] [--ends w2g64 w8g128]
-        [--runs 10] [--first 0] [--generations 1]
+        [--runs 10] [--first 0] [--effort quick] [--score 2048]
 
 The limits of latency lie evenly between what uniform 2 bits and uniform 8 bits take on this
 machine, priced just before each search, because its speed drifts. All searches share one
-database in FOLDER; `--first` goes on with the runs from there.
+database in FOLDER; `--first` goes on with the runs from there. Finalists are raced on `--score`
+tokens of validation and scored on as many of test, few, because limits are the question here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from autocompress import search
 from autocompress.config import DEFAULT_SPACE, StudyConfig
+from autocompress.documents import SplitTokens
 from autocompress.errors import BudgetError
 from autocompress.latency_setup import price
 from autocompress.levels import parse_level
@@ -35,8 +37,10 @@ def main() -> None:
     parser.add_argument("--ends", nargs=2, default=("w2g64", "w8g128"), metavar="LEVEL")
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--generations", type=int, default=1)
+    parser.add_argument("--effort", default="quick")
+    parser.add_argument("--score", type=int, default=2048)
     arguments = parser.parse_args()
+    tokens = SplitTokens(validate=arguments.score, test=arguments.score)
     kept = 0
     for run in range(arguments.first, arguments.runs):
         fast, slow = uniform_ms(arguments.space, arguments.ends)
@@ -50,7 +54,8 @@ def main() -> None:
                 space=arguments.space,
                 run=arguments.folder / "run",
                 out=arguments.folder / f"result-{run}",
-                generations=arguments.generations,
+                effort=arguments.effort,
+                tokens=tokens,
                 progress=Lines(),
             ).facts
         except BudgetError as error:

@@ -1,8 +1,16 @@
 """llama.cpp's mixes of tensor types for the Llama family with an importance matrix.
 
 As `llama_tensor_get_type_impl` of llama.cpp's src/llama-quant.cpp chooses them, for models that are
-no mixture of experts and whose head is tied to the embedding.
+no mixture of experts and whose head is tied to the embedding; `studies/gguf/llama_quantize.py`
+compares them with what it writes.
 """
+
+from __future__ import annotations
+
+from typing import Any
+
+from autocompress.core import Allocation, Problem, SearchSpace
+from autocompress.levels import GgufType
 
 BASE = {  # mix -> type of what no rule names
     "Q2_K": "Q2_K",
@@ -32,6 +40,49 @@ FALLBACKS = {  # type of blocks of 256 -> what a width takes that 256 does not d
     "Q5_K": "Q5_1",
     "Q6_K": "Q8_0",
 }
+
+
+def largest_mix(problem: Problem, config: Any) -> tuple[Allocation, str] | None:
+    """The mix of most bits within a problem's budgets, and its name; None where none is possible.
+
+    Args:
+        config: of the model in transformers.
+    """
+    found = []
+    for name in BASE:
+        allocation = mix_allocation(problem.space, name, config)
+        if allocation is not None and problem.fits(allocation):
+            found.append((allocation, name))
+    table = problem.table("bits")
+    return max(found, key=lambda it: table.total(it[0]), default=None)
+
+
+def mix_allocation(space: SearchSpace, mix: str, config: Any) -> Allocation | None:
+    """A mix as an allocation; None where a layer may not take its type or no rule knows it."""
+    blocks = getattr(config, "num_hidden_layers", 0)
+    keys = getattr(config, "num_key_value_heads", None)
+    if not blocks or not keys:
+        return None
+    chosen = []
+    for layer, allowed in zip(space.layers, space.levels, strict=True):
+        if any(module.rpartition(".")[2] not in NAMES for module in layer.modules):
+            return None
+        queries = config.num_attention_heads // keys
+        types = {
+            stored_type(mix, module, width, blocks, queries)
+            for module, (_, width) in zip(layer.modules, layer.shapes, strict=True)
+        }
+        level = GgufType(types.pop())
+        if types or level not in allowed:
+            return None
+        chosen.append(level)
+    return Allocation(tuple(chosen))
+
+
+def stored_type(mix: str, module: str, width: int, blocks: int, queries: int) -> str:
+    """The type that a mix gives a module's weight of so many inputs, fallbacks included."""
+    kind = mix_type(mix, module, blocks, queries)
+    return fallback(kind, width, NAMES[module.rpartition(".")[2]])
 
 
 def fallback(kind: str, width: int, role: str) -> str:
