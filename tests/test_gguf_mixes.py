@@ -8,7 +8,6 @@ from toys import SMOLLM2, toy_problem, toy_space
 
 from autocompress.core import Budget, Layer
 from autocompress.gguf_mixes import BASE, largest_mix, mix_allocation
-from autocompress.levels import parse_level
 
 TYPES = (
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"),
@@ -16,7 +15,7 @@ TYPES = (
 )
 BLOCKS = 16
 CONFIG = SimpleNamespace(num_hidden_layers=BLOCKS, num_attention_heads=8, num_key_value_heads=2)
-SPACE = toy_space(BLOCKS, TYPES, shapes={name: (512, 512) for name in SMOLLM2})
+SPACE = toy_space(BLOCKS, TYPES, shapes=dict.fromkeys(SMOLLM2, (512, 512)))
 
 
 def types_of(space, mix):
@@ -57,9 +56,7 @@ def test_no_mix_where_a_layer_may_not_take_its_type_or_no_rule_knows_it():
     assert mix_allocation(toy_space(BLOCKS, TYPES[:2]), "Q4_K_M", CONFIG) is None
     assert mix_allocation(toy_space(BLOCKS), "Q2_K", CONFIG) is None
     other = Layer("model.layers.0.mlp.gate", ("model.layers.0.mlp.gate",), ((512, 512),))
-    unknown = replace(
-        SPACE, layers=(*SPACE.layers, other), levels=(*SPACE.levels, SPACE.levels[0])
-    )
+    unknown = replace(SPACE, layers=(*SPACE.layers, other), levels=(*SPACE.levels, SPACE.levels[0]))
     assert mix_allocation(unknown, "Q2_K", CONFIG) is None
     assert mix_allocation(SPACE, "Q2_K", SimpleNamespace(n_layer=BLOCKS)) is None
     assert largest_mix(toy_problem(toy_space(2), []), CONFIG) is None

@@ -5,8 +5,8 @@
 
 MODEL is a folder. llama.cpp's converter writes it in float32, `llama_model_quantize` quantizes that
 file by every mix of `gguf_mixes.py` and by every type alone ("pure"), all with one importance
-matrix of random numbers. Every tensor's type is compared with `stored_type`, its bytes with what our
-encoder makes of the same rows.
+matrix of random numbers. Every tensor's type is compared with `stored_type`, its bytes with what
+our encoder makes of the same rows.
 """
 
 import argparse
