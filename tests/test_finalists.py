@@ -1,11 +1,13 @@
 """Who wins on validation windows: a search must prove that it beats the simple answers."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from toys import toy_space
 
+from autocompress import finalists
 from autocompress.core import Fidelity, Score, Trial
 from autocompress.finalists import race_finalists
 from autocompress.levels import parse_level
@@ -42,3 +44,27 @@ def test_an_unproven_gain_changes_nothing_and_is_told(gain, winner):
     assert set(raced) == set(FINALISTS)
     assert raced["ilp"].fidelity == Fidelity(256, 0, "validate")
     assert any("'refinement' has KL" in line for line in said) == (winner == "ilp")
+
+
+def test_measurements_beyond_the_budget_are_no_candidates(monkeypatch):
+    """Removal is scored over the budget, too, to learn what it loses."""
+    fidelity = Fidelity(256, 0)
+    trials = [
+        Trial(number, one, fidelity, Score((1.0,), (1.0,)), (), "removal")
+        for number, one in enumerate((UNIFORM, FOUND))
+    ]
+    reported = []
+    search = SimpleNamespace(
+        session=SimpleNamespace(
+            config=SimpleNamespace(seed=0),
+            spending=None,
+            progress=SimpleNamespace(say=lambda _: None),
+        ),
+        problem=SimpleNamespace(fits=lambda it: it == UNIFORM),
+        study=SimpleNamespace(at=lambda _: trials, tokens=0),
+        mirror=SimpleNamespace(report=lambda trial, role: reported.append((trial, role))),
+        stop=SimpleNamespace(search=nullcontext),
+    )
+    monkeypatch.setattr(finalists, "configured", lambda *_: lambda *_: iter(trials[:1]))
+    assert finalists.run_strategy(search) == {"removal": trials[0]}
+    assert reported == [(trials[0], "candidate")]
