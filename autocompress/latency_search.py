@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from autocompress.core import Allocation, Budget, CostTable, Problem, SearchSpace
-from autocompress.cost import LATENCY, limited_cost
+from autocompress.cost import LATENCY, limited_cost, parse_budget
 from autocompress.errors import BudgetError
 from autocompress.evaluator import Evaluator
+from autocompress.knapsack import cheapest
 from autocompress.latency import restrict, scaled
 from autocompress.session import Session
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 TRIES = 4  # searches, each with a tighter limit than the one before
 BEYOND = 1.002  # what a limit is tightened by beyond the measured excess
+ROUNDING = 1e-9
 STEP = 1.005  # least change of a limit from try to try
 
 
@@ -72,7 +75,20 @@ def open_limit(session: Session) -> Limit | None:
         session.progress.say(
             f"left out: {entry.level} of {len(entry.layers)} layers, {entry.reason}"
         )
-    return Limit(latency, 1 + latency.margin)
+    limit = Limit(latency, 1 + latency.margin)
+    limit.safety = margin_that_fits(session, limit)
+    return limit
+
+
+def margin_that_fits(session: Session, limit: Limit) -> float:
+    """The margin as a factor, less where a limit that is predicted to be possible needs it."""
+    space, table = limited(limit, session.searched), limit.latency.table
+    dense_ms = limit.latency.dense_ms
+    budgets = [parse_budget(text, session.space, dense_ms) for text in session.config.limits]
+    tightest = min((it.limit for it in budgets if it.cost == LATENCY), default=math.inf)
+    fastest = table.total(cheapest(space, table))
+    slack = tightest / fastest * (1 - ROUNDING) if fastest > 0 else math.inf
+    return max(1.0, min(limit.safety, slack))
 
 
 def limited(limit: Limit | None, space: SearchSpace) -> SearchSpace:

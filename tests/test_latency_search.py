@@ -97,12 +97,18 @@ def test_time_alone_and_as_a_speed(tiny_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("toy")
+def test_a_limit_that_only_fits_without_a_margin(tiny_folder: Path, tmp_path: Path) -> None:
+    facts = search(tiny_folder, tmp_path, "--budget", "1.045ms", "--target", "toy").json()
+    assert 1.045 / (1 + facts["latency"]["margin"]) < total(facts) <= 1.045
+
+
+@pytest.mark.usefixtures("toy")
 def test_impossible_times_and_unknown_dense_models(tiny_folder: Path, tmp_path: Path) -> None:
     def refused(*budgets: str) -> Ran:
         flags = [word for budget in budgets for word in ("--budget", budget)]
         return search(tiny_folder, tmp_path, *flags, "--target", "toy")
 
-    assert_refused(refused("1ms"), "must be at least 1.06 ms, the fastest", "Got 1ms")
+    assert_refused(refused("1ms"), "must be at least 1.05 ms, the fastest", "Got 1ms")
     assert_refused(refused("5000tokens/s"), "must be at most", "tokens/s", "lower the budget")
     assert_refused(refused("2x"), "this target does not state", "Write the limit in ms")
     assert_refused(refused("8bits", "5lightyears"), "one of the units", "'5lightyears'")
