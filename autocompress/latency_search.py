@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from autocompress.core import Allocation, Budget, CostTable, Problem, SearchSpace
+from autocompress.core import Allocation, Budget, CostTable, Problem, SearchSpace, Trial
 from autocompress.cost import LATENCY, limited_cost, parse_budget
 from autocompress.errors import BudgetError
 from autocompress.evaluator import Evaluator
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 TRIES = 4  # searches, each with a tighter limit than the one before
 BEYOND = 1.002  # what a limit is tightened by beyond the measured excess
+SPARE = 0.03  # share of a limit that a winner may leave unused before another search
 ROUNDING = 1e-9
 STEP = 1.005  # least change of a limit from try to try
 
@@ -32,12 +33,14 @@ class Limit:
     Args:
         latency: prices and predictions at the target.
         safety: the search sees predictions times this.
+        most: of safety; beyond it nothing fits.
         finalists: role -> what was predicted and measured, of the last try.
         tries: searches so far.
     """
 
     latency: Latency
     safety: float
+    most: float = math.inf
     finalists: dict[str, dict[str, Any]] = field(default_factory=dict)
     tries: int = 0
 
@@ -53,6 +56,29 @@ class Limit:
             "tries": self.tries,
             "finalists": self.finalists,
         }
+
+
+@dataclass(frozen=True)
+class Held:
+    """A try's best finalist that keeps every limit.
+
+    Args:
+        finalists: role -> allocation, origin.
+        raced: role -> trial on validation windows.
+        timed: role -> what was predicted and measured in that try.
+    """
+
+    role: str
+    finalists: dict[str, tuple[Allocation, str]]
+    raced: dict[str, Trial]
+    timed: dict[str, dict[str, Any]]
+
+
+def better(one: Held | None, other: Held) -> Held:
+    """The one of less loss on validation windows; the former of equals."""
+    if one is None or other.raced[other.role].loss < one.raced[one.role].loss:
+        return other
+    return one
 
 
 def open_limit(session: Session) -> Limit | None:
@@ -75,20 +101,22 @@ def open_limit(session: Session) -> Limit | None:
         session.progress.say(
             f"left out: {entry.level} of {len(entry.layers)} layers, {entry.reason}"
         )
-    limit = Limit(latency, 1 + latency.margin)
-    limit.safety = margin_that_fits(session, limit)
-    return limit
+    most = largest_safety(session, latency)
+    return Limit(latency, min(1 + latency.margin, most), most)
 
 
-def margin_that_fits(session: Session, limit: Limit) -> float:
-    """The margin as a factor, less where a limit that is predicted to be possible needs it."""
-    space, table = limited(limit, session.searched), limit.latency.table
-    dense_ms = limit.latency.dense_ms
-    budgets = [parse_budget(text, session.space, dense_ms) for text in session.config.limits]
+def largest_safety(session: Session, latency: Latency) -> float:
+    """How much slower than predicted the fastest allocation may be and keep every budget.
+
+    At least 1: a budget below every prediction is no case for a margin. The limits of a front's
+    range do not count, since all of its points share one margin.
+    """
+    space, table = restrict(session.searched, latency.dropped), latency.table
+    texts = session.config.budgets
+    budgets = [parse_budget(text, session.space, latency.dense_ms) for text in texts]
     tightest = min((it.limit for it in budgets if it.cost == LATENCY), default=math.inf)
     fastest = table.total(cheapest(space, table))
-    slack = tightest / fastest * (1 - ROUNDING) if fastest > 0 else math.inf
-    return max(1.0, min(limit.safety, slack))
+    return max(1.0, tightest / fastest * (1 - ROUNDING)) if fastest > 0 else math.inf
 
 
 def limited(limit: Limit | None, space: SearchSpace) -> SearchSpace:
@@ -163,13 +191,37 @@ def holds(limit: Limit, role: str, budgets: Sequence[Budget]) -> bool:
     return all(reached <= budget.limit for budget in budgets if budget.cost == LATENCY)
 
 
+def is_last(limit: Limit) -> bool:
+    """Whether another search could not change anything."""
+    return limit.tries == TRIES or limit.safety >= limit.most
+
+
 def tighten(limit: Limit, role: str) -> None:
-    """Lower what the search may use by what the finalist exceeded its prediction."""
+    """Lower what the search may use by what the finalist exceeded its prediction.
+
+    But not below the fastest allocation, whose measurement decides whether anything holds.
+    """
     row = limit.finalists[role]
     least = limit.safety * STEP
     if row["predicted_ms"] > 0:
         least = max(least, row["high_ms"] / row["predicted_ms"] * BEYOND)
-    limit.safety = least
+    limit.safety = min(least, limit.most)
+
+
+def has_spare(limit: Limit, role: str, budgets: Sequence[Budget]) -> bool:
+    """Whether the search used all the time it saw, and a finalist takes less than was allowed."""
+    row = limit.finalists[role]
+    if "high_ms" not in row:
+        return False
+    tightest = min((it.limit for it in budgets if it.cost == LATENCY), default=math.inf)
+    reached, allowed = float(row["high_ms"]), (1 - SPARE) * tightest
+    return reached < allowed < float(row["predicted_ms"]) * limit.safety
+
+
+def loosen(limit: Limit, role: str) -> None:
+    """Raise what the search may use by what the finalist stayed below its prediction."""
+    row = limit.finalists[role]
+    limit.safety = (1 + limit.latency.margin) * row["high_ms"] / row["predicted_ms"]
 
 
 def not_held(limit: Limit, role: str, budgets: Sequence[Budget]) -> BudgetError:

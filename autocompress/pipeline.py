@@ -10,17 +10,21 @@ from dataclasses import replace
 from typing import Any
 
 from autocompress.config import StudyConfig, plain_settings
-from autocompress.core import Budget, Trial
+from autocompress.core import Budget
 from autocompress.database import LevelDatabase
 from autocompress.errors import BudgetError
-from autocompress.finalists import Finalists, find_finalists, race_finalists, score_finalists
+from autocompress.finalists import find_finalists, race_finalists, score_finalists
 from autocompress.front_search import find_points, front_limits
 from autocompress.front_writing import write_front
 from autocompress.latency_search import (
-    TRIES,
+    Held,
     add_latencies,
+    better,
     calibrate,
+    has_spare,
     holds,
+    is_last,
+    loosen,
     not_held,
     predicted_costs,
     runtime_facts,
@@ -136,7 +140,8 @@ def run_front(config: StudyConfig, progress: Progress | None = None) -> FrontRes
 def _conclude(opened: Opened) -> Result:
     """Search, race the finalists on validation windows, score on test windows, write."""
     session, evaluator, limit = opened.session, opened.evaluator, opened.limit
-    best, finalists, raced = _winner(opened)
+    found = _winner(opened)
+    best, finalists, raced = found.role, found.finalists, found.raced
     with session.clock("teacher"):
         evaluator.teacher("test")
     with session.clock("verify"):
@@ -157,36 +162,55 @@ def _conclude(opened: Opened) -> Result:
     )
 
 
-def _winner(opened: Opened) -> tuple[str, Finalists, dict[str, Trial]]:
-    """Role of the winner, finalists and their trials; searches again while it is too slow.
+def _winner(opened: Opened) -> Held:
+    """The winner; searches again while it is too slow, or so fast that more would fit.
 
     Raises:
         BudgetError: no search met the limit on latency when it was measured, or nothing in the
             space keeps the loss.
     """
-    session, limit, goal = opened.session, opened.limit, opened.goal
+    limit, say = opened.limit, opened.session.progress.say
+    best: Held | None = None
     while True:
-        with session.clock("teacher"):
-            opened.evaluator.teacher("validate")
-        with session.clock("search"):
-            finalists = find_finalists(opened) if goal is None else find_smallest(opened, goal)
-        with session.clock("verify"):
-            raced = race_finalists(opened, finalists)
-        ranked = rank(raced, opened.problem, goal)
+        found, ranked = _try(opened)
         if limit is None:
-            return ranked[0], finalists, raced
+            return found
         budgets = opened.problem.budgets
+        held = [role for role in ranked if holds(limit, role, budgets)]
+        last = is_last(limit) or opened.stop.requested
+        if held:
+            best = better(best, replace(found, role=held[0]))
+        elif best is None and last:
+            raise not_held(limit, ranked[0], budgets)
+        too_slow = not held or held[0] != ranked[0]
+        spare = opened.goal is None and not too_slow and has_spare(limit, held[0], budgets)
+        if best is not None and (last or not (too_slow or spare)):
+            opened.stop.ended |= opened.stop.requested and too_slow
+            limit.finalists = best.timed
+            calibrate(limit)
+            return best
+        if spare:
+            say("the winner is faster than predicted: searching for what else fits")
+            loosen(limit, held[0])
+        else:
+            say("the winner is slower than predicted: searching below the limit")
+            tighten(limit, ranked[0])
+        opened = opened.within(tightened(opened.problem, limit))
+
+
+def _try(opened: Opened) -> tuple[Held, list[str]]:
+    """One search, its best finalist and the ranks of all; measured where time is limited."""
+    session, limit, goal = opened.session, opened.limit, opened.goal
+    with session.clock("teacher"):
+        opened.evaluator.teacher("validate")
+    with session.clock("search"):
+        finalists = find_finalists(opened) if goal is None else find_smallest(opened, goal)
+    with session.clock("verify"):
+        raced = race_finalists(opened, finalists)
+    ranked = rank(raced, opened.problem, goal)
+    if limit is not None:
         with session.clock("latency"):
             allocations = {role: allocation for role, (allocation, _) in finalists.items()}
             time_finalists(session, opened.evaluator, limit, allocations)
-        last = limit.tries == TRIES or opened.stop.requested
-        held = [role for role in ranked if holds(limit, role, budgets)]
-        if held and (last or held[0] == ranked[0]):
-            opened.stop.ended |= opened.stop.requested and held[0] != ranked[0]
-            calibrate(limit)
-            return held[0], finalists, raced
-        if last:
-            raise not_held(limit, ranked[0], budgets)
-        tighten(limit, ranked[0])
-        session.progress.say("the winner is slower than predicted: searching below the limit")
-        opened = opened.within(tightened(opened.problem, limit))
+    timed = {} if limit is None else limit.finalists
+    return Held(ranked[0], finalists, raced, timed), ranked

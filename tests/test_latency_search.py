@@ -283,7 +283,7 @@ def slower(monkeypatch: pytest.MonkeyPatch, factors: list[float]) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("factors", "tries"), [([1.0], 1), ([0.8], 1), ([1.02], 2), ([1.0201, 1.03, 1.035], 4)]
+    ("factors", "tries"), [([1.0], 1), ([0.8], 2), ([1.02], 2), ([1.0201, 1.03, 1.035], 4)]
 )
 def test_the_measured_winner_is_within_the_limit(
     tiny_folder: Path,
@@ -321,10 +321,44 @@ def test_half_of_dense_is_a_limit_in_ms(
 def test_a_limit_that_no_try_meets_is_an_error(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slower(monkeypatch, [1.01, 1.02, 1.03, 1.2])
+    slower(monkeypatch, [1.03, 1.045, 1.07, 1.2])
     ran = search(tiny_folder, tmp_path, "--budget", f"{FIXED + 21 * 5e-3}ms")
     assert_refused(ran, "the measured latency must be within", "after 4 searches", "is quiet")
     assert not (tmp_path / "result").exists()
+
+
+def test_time_that_a_winner_leaves_is_used(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = slower(monkeypatch, [0.95])
+    limit = FIXED + 21 * 4e-3
+    facts = search(tiny_folder, tmp_path, "--budget", f"{limit}ms").json()
+    winner = facts["results"]["winner"]["latency"]
+    assert len(timed) == 2 and winner["predicted_ms"] > limit >= winner["high_ms"]
+
+
+def test_later_tries_that_are_too_slow_leave_the_first(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = slower(monkeypatch, [0.95, 1.1, 1.2, 1.3])
+    limit = FIXED + 21 * 4e-3
+    facts = search(tiny_folder, tmp_path, "--budget", f"{limit}ms").json()
+    winner = facts["results"]["winner"]["latency"]
+    assert len(timed) > 1 and winner["measured_ms"] < 0.95 * limit
+    assert winner["measured_ms"] == pytest.approx(0.95 * total(facts))
+
+
+def test_the_fastest_is_measured_before_a_limit_is_given_up(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prices times what the first try exceeded them would leave nothing within the limit."""
+    timed = slower(monkeypatch, [1.02, 1.0])
+    facts = search(tiny_folder, tmp_path, "--budget", "1.06ms").json()
+    assert len(timed) == 2 and total(facts) == pytest.approx(FIXED + 21 * 2e-3)
+    slower(monkeypatch, [1.02])
+    (tmp_path / "other").mkdir()
+    ran = search(tiny_folder, tmp_path / "other", "--budget", "1.06ms")
+    assert_refused(ran, "the measured latency must be within", "after 2 searches")
 
 
 # Calibration

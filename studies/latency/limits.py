@@ -48,13 +48,15 @@ def main() -> None:
         print(
             f"{arguments.ends[0]} {fast:.2f} ms, {arguments.ends[1]} {slow:.2f} ms, limit ", end=""
         )
+        known = (arguments.folder / "run" / "run.json").exists()
+        effort = {} if known else {"effort": arguments.effort}  # later ones pay an eighth of it
         try:
             facts = search(
                 (BITS, f"{limit:.3f}ms"),
                 space=arguments.space,
                 run=arguments.folder / "run",
                 out=arguments.folder / f"result-{run}",
-                effort=arguments.effort,
+                **effort,
                 tokens=tokens,
                 progress=Lines(),
             ).facts
