@@ -63,6 +63,7 @@ class Held:
     """A try's best finalist that keeps every limit.
 
     Args:
+        role: of it.
         finalists: role -> allocation, origin.
         raced: role -> trial on validation windows.
         timed: role -> what was predicted and measured in that try.

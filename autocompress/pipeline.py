@@ -179,7 +179,8 @@ def _winner(opened: Opened) -> Held:
         held = [role for role in ranked if holds(limit, role, budgets)]
         last = is_last(limit) or opened.stop.requested
         if held:
-            best = better(best, replace(found, role=held[0]))
+            found = replace(found, role=held[0])
+            best = better(best, found) if opened.goal is None else found
         elif best is None and last:
             raise not_held(limit, ranked[0], budgets)
         too_slow = not held or held[0] != ranked[0]
