@@ -147,12 +147,17 @@ class Pool:
                 batch_size=1,
                 pre_dispatch="all",
             )
-            yield from parallel(joblib.delayed(_run)(job, number, task) for number, task in tasks)
+            mine = os.getpid()
+            yield from parallel(joblib.delayed(_run)(job, it, task, mine) for it, task in tasks)
 
 
-def _run(job: Callable[..., T], number: int, task: Sequence[Any]) -> tuple[int, T]:
-    """In a worker: Ctrl-C reaches it as well, but it is the search that ends at a safe point."""
-    if threading.current_thread() is threading.main_thread():
+def _run(job: Callable[..., T], number: int, task: Sequence[Any], asking: int) -> tuple[int, T]:
+    """In a worker: Ctrl-C reaches it as well, but it is the search that ends at a safe point.
+
+    Args:
+        asking: process of the search, which runs jobs itself where there is one worker.
+    """
+    if os.getpid() != asking and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     return number, job(*task)
 

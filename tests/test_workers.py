@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,10 @@ def test_a_scheduler_that_nobody_runs(monkeypatch, tmp_path):
     )
     assert ran.code == 2 and "must be the address of a dask cluster" in ran.err
     assert ran.err.count("error:") == 1 and not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_is_heard_where_jobs_run_in_the_search_itself():
+    """As joblib does where it cannot start processes."""
+    before = signal.getsignal(signal.SIGINT)
+    assert module._run(square, 4, (3,), os.getpid())[1][0] == 9
+    assert signal.getsignal(signal.SIGINT) is before
