@@ -165,7 +165,7 @@ def search(run: Run, space: Path, mix: str, bits: float) -> None:
     config = run.config(
         f"searched-{mix}",
         space,
-        budgets=(f"{bits:.9f}bits",),
+        budgets=(f"{bits + 5e-10:.9f}bits",),  # rounded up: the mix itself must fit
         run=run.out / "mixes-gptq.run",
         spend=run.spend,
         **WAYS["gptq"],
