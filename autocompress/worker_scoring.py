@@ -124,7 +124,7 @@ def score_share(
     with ONE:
         torch.set_num_threads(threads)
         opened = _open(setup)
-        reference = opened.teacher(fidelity.split).rows(torch.from_numpy(rows))
+        reference = opened.teacher(fidelity.split).rows(torch.tensor(rows))  # Ray's are read-only
         return score_together(opened.forward, allocations, reference, fidelity.positions)
 
 
