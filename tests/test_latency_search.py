@@ -6,12 +6,14 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from runs import BUDGET, Ran, command, copied_run, finished, write_config
 
 from autocompress.core import CostTable
+from autocompress.latency_search import Held, better
 from autocompress.latency_setup import Latency
 from autocompress.latency_store import LatencyStore, ModelPart
 from autocompress.latency_timing import Measured
@@ -359,6 +361,11 @@ def test_the_fastest_is_measured_before_a_limit_is_given_up(
     (tmp_path / "other").mkdir()
     ran = search(tiny_folder, tmp_path / "other", "--budget", "1.06ms")
     assert_refused(ran, "the measured latency must be within", "after 2 searches")
+
+
+def test_of_two_tries_that_hold_the_one_of_less_loss_stays() -> None:
+    one, other = (Held("ilp", {}, {"ilp": SimpleNamespace(loss=loss)}, {}) for loss in (0.1, 0.2))  # type: ignore[dict-item]
+    assert better(None, one) is better(one, other) is better(other, one) is one
 
 
 # Calibration
