@@ -10,9 +10,9 @@ from typing import Any, Self, get_type_hints
 from autocompress.cost import LOSS, limited_cost
 from autocompress.documents import SplitTokens
 from autocompress.effort import WARM, Plan, effort_tokens, plan, share
-from autocompress.errors import BudgetError, ConfigError
+from autocompress.errors import ConfigError
 from autocompress.levels import Level, parse_level
-from autocompress.ranges import range_texts
+from autocompress.ranges import check_beside, range_texts
 from autocompress.spaces import Pin, parse_pin
 from autocompress.tables import check_keys, did_you_mean, read_toml
 from autocompress.targets import MODES, Target
@@ -155,24 +155,13 @@ class StudyConfig:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}. Got '{got}'.{hint}")
 
     def _check_aims(self) -> None:
-        limited = {limited_cost(text): text for text in self.budgets}
+        limited = set(map(limited_cost, self.budgets))
         if self.minimize is not None and LOSS not in limited:
             raise ConfigError(
                 f"--minimize must go with a limit on the loss. Got --minimize {self.minimize} "
                 "alone. Add --budget 0.05KL."
             )
-        ranged = {limited_cost(text) for text in self.range_limits}
-        if ranged and LOSS in limited:
-            raise BudgetError(
-                "--pareto must go without a limit on the loss, because a front shows every loss. "
-                f"Got --budget {limited[LOSS]}. Leave one of them out."
-            )
-        for name in ranged & set(limited):
-            raise BudgetError(
-                f"--pareto and --budget must limit different costs. Got {self.pareto} and "
-                f"{limited[name]}. Leave the budget out, or give it in another unit than the "
-                "range."
-            )
+        check_beside(self.range_limits, self.budgets)
 
     def _check_numbers(self) -> None:
         _check_range("seed", self.seed, 0, 2**32 - 1)

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from autocompress.core import Budget, Fidelity, Trial
-from autocompress.cost import parse_budget
 from autocompress.effort import front_plan
 from autocompress.finalists import NOTHING_YET, baselines, score_one
-from autocompress.opening import Opened
+from autocompress.opening import Opened, parsed
 from autocompress.strategies.fronts import FrontStrategy, find_front
 from autocompress.strategies.racing import SIMPLE, ranked
 
@@ -34,9 +33,7 @@ class Point:
 
 def front_limits(opened: Opened) -> tuple[Budget, ...]:
     """The limits of a front's points, which were checked when the search was opened."""
-    limit, space = opened.limit, opened.session.space
-    dense_ms = None if limit is None else limit.latency.dense_ms
-    return tuple(parse_budget(text, space, dense_ms) for text in opened.config.range_limits)
+    return parsed(opened.config.range_limits, opened.session, opened.limit)
 
 
 def front_strategy(opened: Opened) -> FrontStrategy:

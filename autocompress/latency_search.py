@@ -115,7 +115,7 @@ def largest_safety(session: Session, latency: Latency) -> float:
     space, table = restrict(session.searched, latency.dropped), latency.table
     texts = session.config.budgets
     budgets = [parse_budget(text, session.space, latency.dense_ms) for text in texts]
-    tightest = min((it.limit for it in budgets if it.cost == LATENCY), default=math.inf)
+    tightest = _tightest(budgets)
     fastest = table.total(cheapest(space, table))
     return max(1.0, tightest / fastest * (1 - ROUNDING)) if fastest > 0 else math.inf
 
@@ -214,9 +214,12 @@ def has_spare(limit: Limit, role: str, budgets: Sequence[Budget]) -> bool:
     row = limit.finalists[role]
     if "high_ms" not in row:
         return False
-    tightest = min((it.limit for it in budgets if it.cost == LATENCY), default=math.inf)
-    reached, allowed = float(row["high_ms"]), (1 - SPARE) * tightest
+    reached, allowed = float(row["high_ms"]), (1 - SPARE) * _tightest(budgets)
     return reached < allowed < float(row["predicted_ms"]) * limit.safety
+
+
+def _tightest(budgets: Sequence[Budget]) -> float:  # ms per token
+    return min((it.limit for it in budgets if it.cost == LATENCY), default=math.inf)
 
 
 def loosen(limit: Limit, role: str) -> None:

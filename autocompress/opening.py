@@ -165,14 +165,22 @@ def _budgets(session: Session, limit: Limit | None) -> tuple[Goal | None, tuple[
     Raises:
         BudgetError: one, or a limit of the range, cannot be read or met.
     """
-    dense_ms = None if limit is None else limit.latency.dense_ms
     config = session.config
-    wanted = [parse_budget(text, session.space, dense_ms) for text in config.budgets]
-    goal, wanted = split_goal(wanted, config.minimize)
+    goal, wanted = split_goal(parsed(config.budgets, session, limit), config.minimize)
     space, costs = limited(limit, session.searched), _costs(session, limit)
-    for text in config.range_limits:
-        check_budgets(space, costs, [parse_budget(text, session.space, dense_ms), *wanted])
+    for one in parsed(config.range_limits, session, limit):
+        check_budgets(space, costs, [one, *wanted])
     return goal, check_budgets(space, costs, wanted)
+
+
+def parsed(texts: Sequence[str], session: Session, limit: Limit | None) -> tuple[Budget, ...]:
+    """Limits as they are written -> budgets; a speed-up is one over the target's dense model.
+
+    Raises:
+        BudgetError: one cannot be read.
+    """
+    dense_ms = None if limit is None else limit.latency.dense_ms
+    return tuple(parse_budget(text, session.space, dense_ms) for text in texts)
 
 
 def _open_mirror(session: Session, costs: Sequence[CostTable]) -> Mirror:

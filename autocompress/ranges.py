@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from autocompress.cost import BYTES, UNITS
+from autocompress.cost import BYTES, LOSS, UNITS, limited_cost
 from autocompress.errors import BudgetError
 from autocompress.tables import did_you_mean
 
@@ -39,6 +40,26 @@ def range_texts(text: str, points: int) -> tuple[str, ...]:
     values = [low + (high - low) * i / (points - 1) for i in range(points)]
     whole = unit in BYTES and BYTES[unit] == 1
     return tuple(f"{round(v)}{unit}" if whole else f"{v:.6g}{unit}" for v in values)
+
+
+def check_beside(limits: Sequence[str], budgets: Sequence[str]) -> None:
+    """Check that a front's limits, if any, and the budgets beside them are of different kinds.
+
+    Raises:
+        BudgetError: a budget cannot be read, or limits the loss or what the range does.
+    """
+    limited = {limited_cost(text): text for text in budgets}
+    ranged = {limited_cost(text) for text in limits}
+    if ranged and LOSS in limited:
+        raise BudgetError(
+            "--pareto must go without a limit on the loss, because a front shows every loss. "
+            f"Got --budget {limited[LOSS]}. Leave one of them out."
+        )
+    for name in ranged & set(limited):
+        raise BudgetError(
+            f"--pareto and --budget must limit different costs. Got {limits[0]} to {limits[-1]} "
+            f"and {limited[name]}. Leave the budget out, or give it in another unit than the range."
+        )
 
 
 def _unreadable(text: str, hint: str) -> BudgetError:
