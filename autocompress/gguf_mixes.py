@@ -61,13 +61,12 @@ def mix_allocation(space: SearchSpace, mix: str, config: Any) -> Allocation | No
     """A mix as an allocation; None where a layer may not take its type or no rule knows it."""
     blocks = getattr(config, "num_hidden_layers", 0)
     keys = getattr(config, "num_key_value_heads", None)
-    if not blocks or not keys:
+    if not blocks or not keys or not isinstance(keys, int):  # some state one a block
         return None
-    chosen = []
+    chosen, queries = [], config.num_attention_heads // keys
     for layer, allowed in zip(space.layers, space.levels, strict=True):
-        if any(module.rpartition(".")[2] not in NAMES for module in layer.modules):
+        if not all(map(is_known, layer.modules)):
             return None
-        queries = config.num_attention_heads // keys
         types = {
             stored_type(mix, module, width, blocks, queries)
             for module, (_, width) in zip(layer.modules, layer.shapes, strict=True)
@@ -77,6 +76,12 @@ def mix_allocation(space: SearchSpace, mix: str, config: Any) -> Allocation | No
             return None
         chosen.append(level)
     return Allocation(tuple(chosen))
+
+
+def is_known(module: str) -> bool:
+    """Whether there is a rule for a module, by its dotted name in transformers."""
+    kind = NAMES.get(module.rpartition(".")[2])
+    return kind == "embedding" or (kind is not None and ".layers." in module)
 
 
 def stored_type(mix: str, module: str, width: int, blocks: int, queries: int) -> str:

@@ -58,5 +58,8 @@ def test_no_mix_where_a_layer_may_not_take_its_type_or_no_rule_knows_it():
     other = Layer("model.layers.0.mlp.gate", ("model.layers.0.mlp.gate",), ((512, 512),))
     unknown = replace(SPACE, layers=(*SPACE.layers, other), levels=(*SPACE.levels, SPACE.levels[0]))
     assert mix_allocation(unknown, "Q2_K", CONFIG) is None
+    elsewhere = Layer("h.0.attn.q_proj", ("h.0.attn.q_proj",), ((512, 512),))
+    other_names = replace(SPACE, layers=(elsewhere,), levels=SPACE.levels[:1])
+    assert mix_allocation(other_names, "Q2_K", CONFIG) is None
     assert mix_allocation(SPACE, "Q2_K", SimpleNamespace(n_layer=BLOCKS)) is None
     assert largest_mix(toy_problem(toy_space(2), []), CONFIG) is None
