@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Timer
@@ -72,6 +72,8 @@ def kill_a_worker(
 ) -> list[int]:
     """So many rounds of jobs from now a worker dies; the others stand still until it is gone.
 
+    It dies when it has been given jobs: the pool replaces one that dies before without a word.
+
     Args:
         find: the workers.
 
@@ -79,7 +81,7 @@ def kill_a_worker(
         How many jobs each round has, filled as they come.
     """
     rounds: list[int] = []
-    original = Pool.run
+    original = Pool._results
 
     def kill(victim: int, others: Sequence[int]) -> None:
         os.kill(victim, signal.SIGKILL)
@@ -87,14 +89,17 @@ def kill_a_worker(
             with suppress(ProcessLookupError):  # loky has ended it
                 os.kill(process, signal.SIGCONT)
 
-    def run(self: Pool, job: Any, tasks: Any) -> Any:
-        rounds.append(len(tasks))
-        if len(rounds) == when:
-            them = find()
-            for process in them:
-                os.kill(process, signal.SIGSTOP)
-            Timer(0.5, kill, (them[0], them[1:])).start()
-        return original(self, job, tasks)
+    def given(tasks: Sequence[Any]) -> Iterator[Any]:
+        them = find()
+        for process in them:
+            os.kill(process, signal.SIGSTOP)
+        yield from tasks
+        Timer(0.5, kill, (them[0], them[1:])).start()
 
-    monkeypatch.setattr(Pool, "run", run)
+    def results(self: Pool, job: Any, tasks: Any) -> Any:
+        rounds.append(len(tasks))
+        watched: Any = given(tasks) if len(rounds) == when else tasks
+        return original(self, job, watched)
+
+    monkeypatch.setattr(Pool, "_results", results)
     return rounds
