@@ -24,6 +24,7 @@ from torch import Tensor
 
 from autocompress.errors import ConfigError, ModelError
 from autocompress.exporters import gguf_driver
+from autocompress.exporters.gguf_tokenizer import write_sentencepiece
 from autocompress.exporters.source import Source
 from autocompress.exporters.writing import write_companions
 
@@ -112,6 +113,7 @@ def write_base(source: Source, modules: Sequence[str], folder: Path) -> Path:
     save_file(tensors, draft / "model.safetensors", metadata={"format": "pt"})
     del tensors
     write_companions(source, source.config, draft)
+    write_sentencepiece(draft)
     # -P: the script's own folder, which holds modules of our names, stays off its path.
     child = subprocess.run(
         [sys.executable, "-P", gguf_driver.__file__, str(converter), str(draft), str(out)],
