@@ -99,7 +99,7 @@ def one_run(
             {**step(spent, trial), "validate": arena.score(trial.allocation, "validate").loss}
             for spent, trial in milestones(path)
         ],
-        **{role: figures(arena, allocation, test) for role, allocation in finals.items()},
+        **{role: figures(arena, it, test and role != "found") for role, it in finals.items()},
         "levels": list(map(str, finals["winner"].levels)),
     }
 

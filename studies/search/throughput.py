@@ -2,6 +2,7 @@
 
 python studies/search/throughput.py WORK_FOLDER offspring orphans apart --rounds 5
 python studies/search/throughput.py WORK_FOLDER ranks --tokens 4096  # what some positions tell
+python studies/search/throughput.py WORK_FOLDER raced --tokens 8192  # what a race leaves out
 
 WORK_FOLDER holds the level database of `space.toml`, which is built when it is missing. Loads are
 groups of 8 candidates on `--tokens` search tokens:
@@ -13,6 +14,8 @@ groups of 8 candidates on `--tokens` search tokens:
 
 The plain pass of a candidate stitches, calls the model on the same windows, and takes the same
 loss from a float32 log-softmax of all logits. It is timed on the first candidates of each group.
+
+Seconds are of CPU time, all threads together, so that other processes disturb less: use one thread.
 """
 
 from __future__ import annotations
@@ -21,8 +24,10 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +35,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from autocompress.config import StudyConfig
-from autocompress.core import Allocation, Fidelity, Score
+from autocompress.core import Allocation, Fidelity, Score, Trial
 from autocompress.evaluator import Evaluator
 from autocompress.levels import parse_level
 from autocompress.machine import describe_machine
@@ -44,6 +49,7 @@ from autocompress.quality import (
     window_logits,
 )
 from autocompress.session import complete_database, open_session
+from autocompress.strategies.racing import race
 from autocompress.study import Study
 
 SPACE = Path(__file__).with_name("space.toml")
@@ -62,7 +68,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("work", type=Path)
-    parser.add_argument("what", nargs="+", choices=(*LOADS, "ranks"))
+    parser.add_argument("what", nargs="+", choices=(*LOADS, "ranks", "raced"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=1024, help="of a candidate")
     parser.add_argument("--candidates", type=int, default=16, help="of `ranks`")
@@ -71,6 +77,8 @@ def main() -> None:
     for what in arguments.what:
         if what == "ranks":
             ranks(evaluator, arguments.candidates, arguments.tokens)
+        elif what == "raced":
+            raced(evaluator, arguments.rounds, arguments.tokens)
         else:
             speed(evaluator, what, arguments.rounds, arguments.tokens)
 
@@ -123,17 +131,56 @@ def timed(
     if load == "offspring" and side != "plain":
         evaluator(parent_of(evaluator), fidelity)
     if side == "plain":
-        start = time.perf_counter()
+        start = time.process_time()
         scores = plain(evaluator, group[:PLAIN], fidelity)
-        return len(scores) / (time.perf_counter() - start), scores
+        return len(scores) / (time.process_time() - start), scores
     space = evaluator.stitched.space
     with (
         tempfile.TemporaryDirectory() as folder,
         Study(Path(folder), space, (), {}, evaluator) as study,
     ):
-        start = time.perf_counter()
+        start = time.process_time()
         trials = study.evaluate(group, fidelity, load)
-        return len(trials) / (time.perf_counter() - start), [trial.score for trial in trials]
+        return len(trials) / (time.process_time() - start), [trial.score for trial in trials]
+
+
+def raced(evaluator: Evaluator, rounds: int, tokens: int) -> None:
+    """Print how many tokens a race of parent and offspring leaves out, and what it loses by it.
+
+    Everyone is scored on all windows, then the race is held over what is known.
+    """
+    rng = np.random.default_rng(2)
+    for number in range(rounds):
+        group = [parent_of(evaluator), *draw(evaluator, "offspring", rng)]
+        losses, first, share = one_race(evaluator, group, tokens)
+        print(
+            f"round {number + 1}: {len(group)} candidates on {tokens:,} tokens, raced with "
+            f"{share:.1%} of them, {'the same' if first == min(losses) else 'another'} winner: "
+            f"loss {first:.5f}, the best {min(losses):.5f}, spread {statistics.stdev(losses):.5f}",
+            flush=True,
+        )
+
+
+def one_race(
+    evaluator: Evaluator, group: list[Allocation], tokens: int
+) -> tuple[list[float], float, float]:
+    """Losses of everyone on all windows, that of the race's winner, the share of tokens raced."""
+    space, asked = evaluator.stitched.space, dict[str, int]()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Study(Path(folder), space, (), {}, evaluator) as study,
+    ):
+
+        def evaluate(them: Sequence[Allocation], at: Fidelity, origin: str) -> list[Trial]:
+            asked.update({it.key: at.tokens for it in them})
+            return study.evaluate(them, at, origin)
+
+        problem: Any = SimpleNamespace(
+            window=evaluator.windows.window, fidelity=Fidelity, evaluate=evaluate
+        )
+        losses = [trial.loss for trial in study.evaluate(group, Fidelity(tokens), "whole")]
+        first, *_ = race(problem, group, tokens, "raced")
+    return losses, first.loss, sum(asked.values()) / (len(group) * tokens)
 
 
 def parent_of(evaluator: Evaluator) -> Allocation:
