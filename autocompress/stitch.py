@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from autocompress.core import Allocation, Layer, SearchSpace
 from autocompress.database import LevelDatabase
 from autocompress.levels import Dense, Level, Rows, is_unchanged
 from autocompress.models import is_transposed, set_weight, weight_of
+
+TOGETHER = 1 << 28  # changes of weights, float32, that are compared at once: 1 GiB
 
 
 class StitchedModel:
@@ -65,10 +67,25 @@ class StitchedModel:
         if key not in self._products:
             found = np.zeros((len(levels), len(levels)))
             for name, own in zip(layer.modules, layer.stored_at(levels), strict=True):
-                changes = torch.stack([self.change(name, level).flatten() for level in own])
-                found += (changes @ changes.T).double().numpy()
+                for changes in self._changes(name, own):
+                    found += (changes @ changes.T).double().numpy()
             self._products[key] = found
         return self._products[key]
+
+    def _changes(self, name: str, levels: Sequence[Level]) -> Iterator[Tensor]:  # (levels, weights)
+        """What the levels change of a module, a number of rows at a time.
+
+        All levels of a large vocabulary at once would take more memory than the model.
+        """
+        dense = self.dense[name]
+        transposed = is_transposed(self.model.get_submodule(name))
+        rows, width = dense.T.shape if transposed else dense.shape
+        step = max(1, TOGETHER // (len(levels) * width))
+        for start in range(0, rows, step):
+            changes = torch.empty(len(levels), min(step, rows - start), width)
+            for i, level in enumerate(levels):
+                changes[i] = self.change(name, level)[start : start + step]
+            yield changes.flatten(1)
 
     def blend(self, allocation: Allocation, share: float) -> Any:
         """The model on its way: dense weights plus `share` of what the allocation changes."""

@@ -72,3 +72,12 @@ def test_the_model_is_dense_again(tiny, stitched, tiny_space, reference):
     whole = score(stitched.model, reference).loss
     stitched.blend(tiny_space.uniform(W4), 0.5)
     assert score(stitched.stitch(tiny_space.uniform(W2)), reference).loss == whole
+
+
+def test_a_large_layer_is_compared_a_few_rows_at_a_time(stitched, tiny_space, monkeypatch):
+    changes = [stitched.change(tiny_space.layers[-1].modules[0], level) for level in (W2, W4, W6)]
+    flat = torch.stack([change.flatten() for change in changes])
+    monkeypatch.setattr("autocompress.stitch.TOGETHER", flat.numel() // 5)
+    parts = list(stitched._changes(tiny_space.layers[-1].modules[0], (W2, W4, W6)))
+    assert len(parts) > 4
+    torch.testing.assert_close(torch.cat(parts, 1), flat)

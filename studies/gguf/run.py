@@ -3,7 +3,8 @@
     python studies/gguf/run.py grid  MODEL OUT [--text T] [--only PATTERN]
     python studies/gguf/run.py mixes MODEL OUT [--text T] [--spend N]
 
-MODEL is what --model takes, or "default". Every figure is appended to OUT/results.jsonl.
+MODEL is what --model takes, or "default". Every figure is appended to OUT/results.jsonl; mixes that
+have theirs are not measured again.
 """
 
 import argparse
@@ -56,6 +57,12 @@ class Run:
             dtype="float32",
             **settings,
         )
+
+    def known(self, **keys: object) -> dict[str, object] | None:
+        """The figure with these values, where OUT has it."""
+        file = self.out / "results.jsonl"
+        rows = map(json.loads, file.read_text().splitlines()) if file.exists() else ()
+        return next((row for row in rows if keys.items() <= row.items()), None)
 
     def record(self, **row: object) -> None:
         """Append a figure and show it."""
@@ -143,13 +150,17 @@ def mixes(run: Run, names: tuple[str, ...], wide: tuple[str, ...]) -> None:
     sizes: dict[str, int] = {}
     for way, settings in WAYS.items():
         session = built(run.config(f"mixes-{way}", fixed, **settings))
-        dense = reference(session)
+        dense: Teacher | None = None
         for mix in names:
-            row = measure(session, dense, mix_levels(session, mix))
+            row = run.known(study="mixes", way=way, mix=mix)
+            if row is None:
+                dense = dense or reference(session)
+                row = measure(session, dense, mix_levels(session, mix))
+                run.record(study="mixes", way=way, mix=mix, **row)
             sizes[mix] = int(str(row["bits"]))
-            run.record(study="mixes", way=way, mix=mix, **row)
     for mix, bits in sizes.items():
-        search(run, searched, mix, bits / session.space.weights)
+        if run.known(study="searched", way="winner", mix=mix) is None:
+            search(run, searched, mix, bits / session.space.weights)
 
 
 def mix_levels(session: Session, mix: str) -> dict[str, str]:

@@ -85,7 +85,7 @@ def effective(payload: float) -> float:
 
 
 def open_arena(work: Path, **settings: Any) -> Arena:
-    """The default model at groups of 64; builds the database the first time.
+    """A model, by default SmolLM2, at groups of 64; builds the database the first time.
 
     Args:
         settings: fields of `StudyConfig` that differ.

@@ -41,27 +41,28 @@ def main() -> None:
     parser.add_argument("--payloads", nargs="+", type=float, default=[3.0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--tokens", type=int, default=300_000)
+    parser.add_argument("--model", help="a folder or GGUF file; default SmolLM2. Its own WORK")
     parser.add_argument("--score", type=Path, help="an allocation to score on all splits")
     parser.add_argument("--no-test", action="store_true", help="leave test windows alone")
     arguments = parser.parse_args()
-    arena = open_arena(arguments.work)
+    arena = open_arena(arguments.work, model=arguments.model)
+    model = arena.session.loaded.name.split()[0]
     if arguments.score:
         print(json.dumps(figures(arena, read_allocation(arguments.score, arena), True), indent=1))
         return
-    done = {(row["strategy"], row["payload"], row["seed"]) for row in rows()}
+    done = {(row["strategy"], row["payload"], row["seed"]) for row in rows(model)}
     for key in itertools.product(arguments.seeds, arguments.payloads, arguments.strategies):
         seed, payload, name = key
         if (name, payload, seed) not in done:
             row = one_run(arena, name, payload, seed, arguments.tokens, not arguments.no_test)
             with RESULTS.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps({"model": model, **row}) + "\n")
 
 
-def rows() -> list[dict[str, Any]]:
-    """All finished runs."""
-    return (
-        [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    )
+def rows(model: str | None = None) -> list[dict[str, Any]]:
+    """All finished runs, or those of one model."""
+    found = list(map(json.loads, RESULTS.read_text().splitlines())) if RESULTS.exists() else []
+    return [row for row in found if model in (None, row["model"])]
 
 
 def one_run(
