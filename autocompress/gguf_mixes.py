@@ -7,10 +7,11 @@ compares them with what it writes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from autocompress.core import Allocation, Problem, SearchSpace
-from autocompress.levels import GgufType
+from autocompress.levels import GgufType, Level
 
 BASE = {  # mix -> type of what no rule names
     "Q2_K": "Q2_K",
@@ -58,7 +59,10 @@ def largest_mix(problem: Problem, config: Any) -> tuple[Allocation, str] | None:
 
 
 def mix_allocation(space: SearchSpace, mix: str, config: Any) -> Allocation | None:
-    """A mix as an allocation; None where a layer may not take its type or no rule knows it."""
+    """A mix as an allocation; None where a layer may not take its type or no rule knows it.
+
+    Where a layer has another type of the same size in its place, it takes that.
+    """
     blocks = getattr(config, "num_hidden_layers", 0)
     keys = getattr(config, "num_key_value_heads", None)
     if not blocks or not keys or not isinstance(keys, int):  # some state one a block
@@ -71,11 +75,17 @@ def mix_allocation(space: SearchSpace, mix: str, config: Any) -> Allocation | No
             stored_type(mix, module, width, blocks, queries)
             for module, (_, width) in zip(layer.modules, layer.shapes, strict=True)
         }
-        level = GgufType(types.pop())
-        if types or level not in allowed:
+        level = _allowed(allowed, GgufType(types.pop()))
+        if types or level is None:
             return None
         chosen.append(level)
     return Allocation(tuple(chosen))
+
+
+def _allowed(allowed: Sequence[Level], level: GgufType) -> Level | None:
+    """A level, or one of its size: a space may have left it out for that (`domination.py`)."""
+    alike = (it for it in allowed if isinstance(it, GgufType) and it.rate == level.rate)
+    return level if level in allowed else next(alike, None)
 
 
 def is_known(module: str) -> bool:

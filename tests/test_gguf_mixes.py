@@ -38,6 +38,12 @@ def test_widths_that_256_does_not_divide_take_other_types():
     assert types_of(narrow, "Q2_K")["3.self_attn.q_proj"] == "Q4_0"
 
 
+def test_a_type_that_one_of_its_size_has_replaced_is_replaced_in_the_mix():
+    types = [name for name in TYPES if name not in ("Q4_0", "Q4_K")]  # all of 4.5 bits
+    found = types_of(toy_space(BLOCKS, types, shapes=SMOLLM2), "Q2_K")
+    assert found["3.self_attn.q_proj"] == "IQ4_NL"
+
+
 @pytest.mark.parametrize("bits", [2.0, 3.4, 4.6, 9.0])
 def test_the_largest_that_fits(bits):
     problem = toy_problem(SPACE, [Budget("bits", int(bits * SPACE.weights), "x")])

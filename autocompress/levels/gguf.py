@@ -55,6 +55,12 @@ class GgufType:
     def parse(cls, key: str) -> Self | None:
         return cls(key) if key in BLOCKS else None
 
+    @property
+    def rate(self) -> float:
+        """Bits per weight."""
+        length, size = BLOCKS[self.name]
+        return 8 * size / length
+
     def row_bytes(self, width: int) -> int:
         """Bytes of a row of `width` inputs.
 
