@@ -38,6 +38,7 @@ def calibration_windows(
     tokens: SplitTokens = DEFAULT_TOKENS,
     seed: int = 0,
     separator: int | None = None,
+    start: int | None = None,
 ) -> Windows:
     """Text split by document into disjoint windows.
 
@@ -49,6 +50,7 @@ def calibration_windows(
         seed: orders the documents, and with that deals them to the splits.
         separator: token put between documents and where a passage was cut out (the end-of-text
             id), or None to join them directly.
+        start: token that every window begins with, counted in it, or None: see `first_token`.
 
     Raises:
         CalibrationError: the text cannot be read or does not fill the splits.
@@ -56,13 +58,27 @@ def calibration_windows(
     tokens.check_window(window)
     dealt, streams = _fill(_documents(read_documents(source), encode, seed, separator), tokens)
     ids = {
-        name: np.array(streams[name][:size], dtype=np.int64).reshape(-1, window)
+        name: cut_windows(streams[name], size // window, window, start)
         for name, size in tokens.sizes().items()
     }
     documents = {name: tuple(document.digest for document in dealt[name]) for name in SPLITS}
     windows = Windows(window, **ids, documents=documents)
     windows.check_disjoint()
     return windows
+
+
+def cut_windows(
+    ids: Sequence[int], count: int, window: int, start: int | None = None
+) -> np.ndarray:  # (count, window) int64
+    """The first windows of a text, each with `start` before it.
+
+    A model that has only seen texts behind such a token loses its way without it: attention rests
+    on the first token, whatever it is (Xiao et al., Efficient Streaming Language Models with
+    Attention Sinks, arXiv:2309.17453).
+    """
+    own = window if start is None else window - 1
+    rows = np.array(ids[: count * own], dtype=np.int64).reshape(count, own)
+    return rows if start is None else np.insert(rows, 0, start, axis=1)
 
 
 def _documents(

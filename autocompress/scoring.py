@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autocompress.calibration import calibration_windows
+from autocompress.calibration import calibration_windows, cut_windows
 from autocompress.comparison import Comparison, compare
 from autocompress.documents import SPLITS, SplitTokens, read_documents
 from autocompress.errors import CalibrationError, ModelError, StudyError
@@ -20,6 +20,7 @@ from autocompress.progress import Progress, Silent
 from autocompress.runtime import used_backends
 from autocompress.session import SPLIT_SEED
 from autocompress.tasks import check_tasks, score_tasks
+from autocompress.text import first_token
 
 WINDOW = 512  # tokens, of text that no search was run on
 
@@ -173,6 +174,7 @@ def _test_windows(recorded: Mapping[str, Any], source: str | None, tokenizer: An
         sizes,
         SPLIT_SEED,
         tokenizer.eos_token_id,
+        first_token(tokenizer),
     )
     try:
         windows.check_recorded(recorded)
@@ -201,4 +203,4 @@ def text_windows(data: str | None, tokenizer: Any, window: int, tokens: int) -> 
         raise CalibrationError(
             f"the text must have at least one window of {window} tokens. Got {len(ids)} tokens."
         )
-    return np.array(ids[: count * window], dtype=np.int64).reshape(count, window)
+    return cut_windows(ids, count, window, first_token(tokenizer))

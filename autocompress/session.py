@@ -36,6 +36,7 @@ from autocompress.runtimes.rules import legal_space, runtime_space
 from autocompress.solving import families
 from autocompress.spaces import SpaceConfig, build_space, load_space
 from autocompress.structure import layers_for
+from autocompress.text import first_token
 from autocompress.windows import Windows
 from autocompress.workers import Pool
 
@@ -145,6 +146,7 @@ def open_session(config: StudyConfig, progress: Progress, plan: BuildPlan | None
         config.tokens,
         SPLIT_SEED,
         loaded.tokenizer.eos_token_id,
+        first_token(loaded.tokenizer),
     )
     solver = Solver(method=config.method, scale_bits=runtime.scale_bits if runtime else 11)
     identity = database_identity(

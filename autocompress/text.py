@@ -21,6 +21,13 @@ def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(found - {None})
 
 
+def first_token(tokenizer: Any) -> int | None:
+    """The token that the tokenizer puts before every text (Llama's, Gemma's), if it does."""
+    marked = tokenizer("a")["input_ids"]
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    return int(marked[0]) if marked[1 : 1 + len(plain)] == plain else None
+
+
 def encode_prompt(tokenizer: Any, text: str, chat: bool = True) -> Tensor:  # (length,) int64
     """The tokens of a prompt.
 

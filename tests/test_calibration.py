@@ -57,6 +57,15 @@ def test_splits_have_the_asked_sizes(corpus: str) -> None:
     assert windows.calibrate.dtype == np.int64
 
 
+def test_every_window_begins_with_the_models_first_token(corpus: str) -> None:
+    plain = windows_of(corpus)
+    started = calibration_windows(corpus, encode, 32, SMALL, 0, EOS, start=7)
+    for name in SPLITS:
+        rows, text = started.split(name), plain.split(name).flatten()
+        assert rows.shape == plain.split(name).shape and (rows[:, 0] == 7).all()
+        assert np.array_equal(rows[:, 1:].flatten(), text[: rows.size - len(rows)])
+
+
 def test_windows_are_whole_documents_joined_by_the_separator(corpus: str) -> None:
     documents = {tuple(encode(text)) for text in read_documents(corpus)}
     for name in SPLITS:

@@ -8,6 +8,7 @@ import pytest
 from runs import command, write_config
 
 from autocompress.exporters.gguf_tokenizer import MODEL, write_sentencepiece
+from autocompress.text import first_token
 
 TEXTS = ("The quantization of  layers", " leading", "naïve ☃\n\tinput", "日本語", "a<run>b", "")
 
@@ -16,7 +17,15 @@ def gemma_tokenizer():
     """BPE that falls back to bytes, spaces as U+2581, nothing put in front."""
     from pydoc_data.topics import topics
 
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
+    from tokenizers import (
+        AddedToken,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        processors,
+        trainers,
+    )
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
@@ -29,6 +38,9 @@ def gemma_tokenizer():
     vocabulary = described["model"]["vocab"]
     vocabulary |= {f"<0x{i:02X}>": len(vocabulary) + i for i in range(256)}
     bpe = Tokenizer.from_str(json.dumps(described))
+    bpe.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 2)]
+    )
     bpe.add_tokens([AddedToken("<run>", normalized=False)])
     names = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=bpe, **names)
@@ -93,12 +105,23 @@ def test_a_models_own_file_is_left_alone(folder, tmp_path):
     assert (tmp_path / MODEL).read_bytes() == b"own"
 
 
+def test_the_first_token_is_the_tokenizers(folder, tiny):
+    from transformers import AutoTokenizer
+
+    assert first_token(AutoTokenizer.from_pretrained(folder)) == 2
+    assert first_token(tiny.tokenizer) is None
+
+
 def test_a_gemma_is_searched_and_exported(folder, tmp_path):
     from gguf import GGUFReader
 
     config = write_config(tmp_path / "config.toml", folder, runtime="gguf")
     ran = command("search", "--config", config, "--budget", "5.2bits", "--out", tmp_path / "out")
     assert ran.code == 0, ran.err
+    scored = command("eval", tmp_path / "out", "--json").json()
+    searched = json.loads((tmp_path / "out" / "autocompress.json").read_text())
+    kl = searched["results"]["winner"]["test"]["kl"]
+    assert scored["packed"]["kl_top"] == pytest.approx(kl, rel=1e-3)  # on the same windows
     ran = command("export", tmp_path / "out", "--out", tmp_path / "exported")
     assert ran.code == 0, ran.err
     facts = json.loads((tmp_path / "exported" / "autocompress.json").read_text())
