@@ -96,6 +96,14 @@ def test_a_fresh_process_reads_the_stitched_weights(exported):
     assert checks["file_bytes"] <= checks["promised_bytes"] <= checks["file_bytes"] + 200 * 30
 
 
+def test_the_result_itself_is_scored_and_generates(result):
+    recorded = json.loads((result / "autocompress.json").read_text())["results"]["winner"]["test"]
+    scored = command("eval", result, "--json").json()["packed"]
+    assert scored["kl_top"] == pytest.approx(recorded["kl"], rel=1e-3)
+    ran = command("generate", result, "--prompt", "The", "--max-tokens", 4)
+    assert ran.code == 0 and ran.out, ran.err
+
+
 def test_types_and_bytes_are_those_of_the_levels(source, exported):
     tensors = tensors_of(exported / "model.gguf")
     for name, there in [

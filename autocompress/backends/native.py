@@ -45,8 +45,8 @@ class Native:
         return f"{self.name} {ABI} {load().isa()}"
 
     def supports(self, level: Level, shape: Shape, mode: str) -> str | None:
-        if isinstance(level, Dense):
-            return f"it packs compressed levels only, not '{level}'"
+        if not isinstance(level, Quantize | Prune | LowRank | Joint):
+            return f"it has no kernels for '{level}'"
         try:
             level.storage_bits(shape)
         except LevelError as error:
