@@ -14,7 +14,7 @@ TEXTS = ("The quantization of  layers", " leading", "naïve ☃\n\tinput", "日�
 
 
 def gemma_tokenizer():
-    """BPE that falls back to bytes, spaces as U+2581, nothing put in front."""
+    """BPE that falls back to bytes, spaces as U+2581, <bos> but no space in front."""
     from pydoc_data.topics import topics
 
     from tokenizers import (

@@ -58,7 +58,7 @@ def main() -> None:
         given.file.parent, dtype=torch.float32, **settings
     ).eval()
     text = json.loads(given.text.read_text().splitlines()[0])["text"]
-    ids = tokenizer(text)["input_ids"][: 32 + given.tokens]  # with the first token of its kind
+    ids = tokenizer(text)["input_ids"][: 32 + given.tokens]  # <bos> included
     server = serve(given.file)
     theirs = [row["id"] for row in complete(server, ids[:32], GREEDY)]
     prompt = torch.tensor([ids[:32]])
