@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ from autocompress import (
     run_commands,
 )
 from autocompress.errors import AutocompressError
+from autocompress.interrupt import interrupt
 from autocompress.worker_options import with_workers
 
 if TYPE_CHECKING:
@@ -90,6 +92,8 @@ INTERRUPTED = 130  # what shells expect after Ctrl-C
 def main() -> None:
     """Entry point: one line per error, exit code 2 for wrong input, 130 for Ctrl-C."""
     warnings.showwarning = _show_warning
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may ignore it
+        signal.signal(signal.SIGINT, interrupt)
     try:
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except AutocompressError as error:

@@ -1,4 +1,4 @@
-"""Ctrl-C inside a search: heard at the next safe point, so that the best so far is kept."""
+"""Ctrl-C: inside a search at the next safe point, elsewhere at once, but never inside an import."""
 
 from __future__ import annotations
 
@@ -6,12 +6,33 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 HEARD = (
     "stopping: the step that is under way is finished, then the best so far is scored and written. "
     "Ctrl-C again stops at once, without"
 )
 DONE = "the search itself is done: its result is being written. Ctrl-C again stops at once, without"
+
+IMPORTS = "<frozen importlib._bootstrap>"  # the file of the frames that import
+AGAIN_AFTER = 0.05  # seconds
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A handler of SIGINT that waits for the end of an import that is under way.
+
+    C++ libraries may abort the process where the exception passes through their initialisation.
+
+    Raises:
+        KeyboardInterrupt: nothing is being imported.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename == IMPORTS:
+            thread = threading.main_thread().ident
+            threading.Timer(AGAIN_AFTER, signal.pthread_kill, [thread, number]).start()
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 class Stopped(Exception):  # noqa: N818
@@ -61,9 +82,10 @@ class Stop:
             yield
             return
 
-        def heard(number: int, frame: object) -> None:
+        def heard(number: int, frame: FrameType | None) -> None:
             if self.requested:
-                raise KeyboardInterrupt
+                interrupt(number, frame)
+                return
             self.requested = True
             say(DONE if self.searched and not self.searching else HEARD)
 
