@@ -8,16 +8,19 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
+
+# Here and not where it is used: what optuna's imports keep of exceptions would keep a search's
+# frames alive, and with them its model.
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.exceptions import DuplicatedStudyError
 
 from autocompress.core import CostTable, SearchSpace, Trial
 from autocompress.cost import LATENCY
 from autocompress.errors import StudyError
 from autocompress.optuna_storage import masked, open_storage, quiet, reason
 from autocompress.summary import mean_bits, summary
-
-if TYPE_CHECKING:
-    import optuna
 
 Attribute = str | float | None
 
@@ -92,8 +95,6 @@ class Mirror:
         Raises:
             StudyError: Optuna cannot open the storage.
         """
-        from optuna.exceptions import DuplicatedStudyError
-
         opened = open_storage(storage)
         for name in names:
             with suppress(DuplicatedStudyError):
@@ -112,8 +113,6 @@ class Mirror:
         mine: bool,
         shown: str,
     ) -> Self:
-        import optuna
-
         timed = any(table.name == LATENCY for table in costs)
         metrics = METRICS if timed else METRICS[:-1]
         try:
@@ -193,9 +192,6 @@ class Mirror:
             self._failed = self._clock()
 
     def _frozen(self, trial: Trial, attributes: dict[str, Attribute]) -> optuna.trial.FrozenTrial:
-        import optuna
-        from optuna.distributions import FloatDistribution
-
         parameters = summary(self._space, trial.allocation)
         finite = math.isfinite(trial.loss)
         return optuna.create_trial(

@@ -312,6 +312,30 @@ def test_a_killed_build_goes_on(tiny_folder: Path, tmp_path: Path) -> None:
     assert {name: (folder / name).stat().st_mtime_ns for name in entered} == before
 
 
+ALIVE = """
+import gc, sys
+from autocompress.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+from transformers import PreTrainedModel
+gc.collect()
+print(sum(isinstance(it, PreTrainedModel) for it in gc.get_objects()))
+"""
+
+
+def test_a_search_that_is_done_keeps_no_model_in_memory(tiny_folder: Path, tmp_path: Path) -> None:
+    """In a process of its own: what libraries keep of their imports counts."""
+    config = write_config(tmp_path / "config.toml", tiny_folder)
+    asked = ["search", "--config", str(config), "--budget", BUDGET, "--out", str(tmp_path / "out")]
+    ran = subprocess.run(
+        [sys.executable, "-c", ALIVE, *asked], capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1] == "0"
+
+
 # Spaces, pins, budgets
 
 

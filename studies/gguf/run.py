@@ -147,20 +147,26 @@ def mixes(run: Run, names: tuple[str, ...], wide: tuple[str, ...]) -> None:
     """llama.cpp's mixes, encoded and with GPTQ's codes, and searches at their sizes."""
     fixed = write_space(run.out / "mixes.toml", (*SEARCHED[:-1], *OTHERS), wide=wide)
     searched = write_space(run.out / "searched.toml", SEARCHED, wide=wide)
-    sizes: dict[str, int] = {}
-    for way, settings in WAYS.items():
-        session = built(run.config(f"mixes-{way}", fixed, **settings))
-        dense: Teacher | None = None
-        for mix in names:
-            row = run.known(study="mixes", way=way, mix=mix)
-            if row is None:
-                dense = dense or reference(session)
-                row = measure(session, dense, mix_levels(session, mix))
-                run.record(study="mixes", way=way, mix=mix, **row)
-            sizes[mix] = int(str(row["bits"]))
-    for mix, bits in sizes.items():
+    for way in WAYS:
+        bits_per_weight = fixed_mixes(run, way, fixed, names)
+    for mix, bits in bits_per_weight.items():
         if run.known(study="searched", way="winner", mix=mix) is None:
-            search(run, searched, mix, bits / session.space.weights)
+            search(run, searched, mix, bits)
+
+
+def fixed_mixes(run: Run, way: str, space: Path, names: tuple[str, ...]) -> dict[str, float]:
+    """Measure the mixes solved one way; their bits per weight."""
+    session = built(run.config(f"mixes-{way}", space, **WAYS[way]))
+    dense: Teacher | None = None
+    found = {}
+    for mix in names:
+        row = run.known(study="mixes", way=way, mix=mix)
+        if row is None:
+            dense = dense or reference(session)
+            row = measure(session, dense, mix_levels(session, mix))
+            run.record(study="mixes", way=way, mix=mix, **row)
+        found[mix] = int(str(row["bits"])) / session.space.weights
+    return found
 
 
 def mix_levels(session: Session, mix: str) -> dict[str, str]:
