@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,14 +20,21 @@ from torch import Tensor
 from autocompress.errors import DatabaseError
 from autocompress.files import fingerprint, sha256, write_atomically, write_json
 from autocompress.levels import GgufType, Level
+from autocompress.memory import memory_free, memory_limit
 from autocompress.operators import Solution, Solver
 from autocompress.packed import Packed
 
 FORMAT = 2
 ROWS = "error"  # in place of a tensor's name: mean squared error of every output
 KEPT = "kept"  # and which inputs or outputs a narrower weight keeps
-# A quarter of the memory: all 9 levels of the default model are 1.9 GB in bf16, 3.8 in float32.
-CACHE_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+def cache_bytes() -> int:
+    """For dense weights: a quarter of the memory, and at most half of what is free.
+
+    All 9 levels of the default model are 1.9 GB in bf16, 3.8 in float32.
+    """
+    return min(memory_limit() // 4, memory_free() // 2)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class LevelDatabase:
     seconds: dict[str, float] = field(default_factory=dict)
     cache: OrderedDict[tuple[str, str, torch.dtype], Tensor] = field(default_factory=OrderedDict)
     cached: int = 0  # bytes in `cache`
-    room: int = CACHE_BYTES
+    room: int = field(default_factory=cache_bytes)
 
     def __contains__(self, key: tuple[str, Level]) -> bool:
         module, level = key

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from autocompress.core import Allocation, Fidelity, Score, SearchSpace
-from autocompress.database import CACHE_BYTES, LevelDatabase
+from autocompress.database import LevelDatabase
 from autocompress.errors import WorkerError
 from autocompress.evaluator import Evaluator, score_together, teacher_path
 from autocompress.models import load_model
@@ -139,7 +139,7 @@ class _Opened:
                 "the same files at the same path on every machine."
             )
         database = LevelDatabase.open(setup.database, setup.identity)
-        database.room = CACHE_BYTES // setup.share
+        database.room //= setup.share
         stitched = StitchedModel(loaded.model, setup.space, database)
         self.forward = PrefixModel(stitched, MEMORY // setup.share)
         self._folder = setup.folder

@@ -63,7 +63,7 @@ TIERS = (
     (
         *("models", "parts", "gguf_files", "experts", "tracing", "structure", "operators"),
         "narrowing",
-        *("machine", "backends", "architectures"),
+        *("machine", "memory", "backends", "architectures"),
     ),
     (
         "database",
