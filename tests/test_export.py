@@ -249,7 +249,7 @@ def test_a_checked_export_is_read_in_a_fresh_process(result, tmp_path):
     card = (tmp_path / "out/README.md").read_text()
     for text in ("compressed-tensors>=0.18", "| model.layers.1.mlp.down_proj |", "transformers"):
         assert text in card
-    assert "vllm serve" not in card, "levels that differ within q/k/v are not for vLLM"
+    assert "vLLM" not in card, "levels that differ within q/k/v are not for vLLM"
     assert set(facts["export"]["loads"]) == {"transformers"}
 
 
@@ -289,6 +289,8 @@ def test_dense_is_the_stitched_model_in_bf16(made, tmp_path):
     expected = logits_of(opened.stitched({"*": "bfloat16"}))
     gap = (logits_of(model) - expected).abs().max() / expected.abs().max()
     assert gap < 1e-6
+    card = (tmp_path / "out/README.md").read_text()
+    assert "vllm serve out\n" in card and "api_server --model out --dtype bfloat16" in card
 
 
 def test_native_is_the_result_again(result, tmp_path):

@@ -122,7 +122,7 @@ def test_types_and_bytes_are_those_of_the_levels(source, exported):
 
 def test_the_card_has_commands_of_what_loads_the_file(exported):
     card = (exported / "README.md").read_text()
-    assert f"llama-cli -m {exported.name}/model.gguf" in card
+    assert f"llama-completion -m {exported.name}/model.gguf" in card
     assert f"from_pretrained('{exported.name}', **f)" in card and "{{" not in card
     assert examine(exported, "llama.cpp") == []
 

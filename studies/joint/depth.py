@@ -34,6 +34,7 @@ from autocompress.session import Session, complete_database, open_session
 from autocompress.strategies import find_strategy
 from autocompress.strategies.metering import metered
 from autocompress.study import Study
+from autocompress.windows import Windows
 
 TOKENS = SplitTokens(calibrate=512, search=8192, validate=2048, test=4096)
 RANKED = 2048  # search tokens that every ranking sees
@@ -80,10 +81,11 @@ def shortened(session: Session, units: list[Unit], bits: float) -> Allocation:
 
 def search(work: Path, bits: float, seed: int, strategy: str = "auto") -> None:
     """Search at a budget; the best on all tokens it was compared on."""
-    session, evaluator = open_work(work)
+    session, _ = open_work(work)
     name = f"{strategy}-{bits:g}-{seed}"
     config = replace(session.config, run=work / "runs" / f"seed-{seed}", seed=seed)
-    session = replace(session, config=config)
+    session = replace(session, config=config, windows=resampled(session.windows, seed))
+    evaluator = make_evaluator(session)
     space, costs = session.space, session.costs
     budgets = check_budgets(space, costs, [parse_budget(f"{bits}bits", space)])
     with Study(config.run_folder, space, costs, session.facts(), evaluator) as study:
@@ -105,6 +107,15 @@ def search(work: Path, bits: float, seed: int, strategy: str = "auto") -> None:
             "validate": {finals[it.allocation]: it.loss for it in trials},
         }
     write_json(work / f"found-{name}.json", facts)
+
+
+def resampled(windows: Windows, seed: int) -> Windows:
+    """Search windows drawn with replacement; seed 0 keeps them."""
+    if seed == 0:
+        return windows
+    count = len(windows.search)
+    rows = np.random.default_rng(seed).integers(count, size=count)
+    return replace(windows, search=windows.search[rows])
 
 
 def dropped(allocation: Allocation) -> list[int]:
