@@ -6,6 +6,8 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +302,13 @@ def test_native_is_the_result_again(result, tmp_path):
     assert json.loads((tmp_path / "out/config.json").read_text()) == json.loads(
         (result / "config.json").read_text()
     )
+
+
+def test_native_never_loads_without_autocompress(result):
+    """Not even with random weights: transformers finds no file that it knows."""
+    code = "import sys, transformers as t; t.AutoModelForCausalLM.from_pretrained(sys.argv[1])"
+    ran = subprocess.run([sys.executable, "-c", code, result], capture_output=True, text=True)
+    assert ran.returncode == 1 and "no file named model.safetensors" in ran.stderr
 
 
 def test_every_format_has_an_exporter_and_an_unknown_one_is_named():
