@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from autocompress.memory import memory_installed
+
 FAST_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # CPU flags: Intel and AMD, Arm
 # Instruction sets that kernels choose by; others do not change what was timed.
 KERNEL_FLAGS = (
@@ -58,12 +60,11 @@ def limited_threads(count: int | None) -> Iterator[None]:
 
 def describe_machine(dtype: torch.dtype) -> dict[str, Any]:
     """The facts of this machine that figures depend on."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_gib": round(memory, 1),
+        "memory_gib": round(memory_installed() / 2**30, 1),
         "torch": torch.__version__,
         "transformers": importlib.metadata.version("transformers"),
         "dtype": str(dtype).removeprefix("torch."),

@@ -11,10 +11,14 @@ CGROUPS = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
 
 
+def memory_installed() -> int:
+    """Bytes that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def memory_limit() -> int:
     """Bytes that the machine has or, where that is less, that the control groups allow."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([physical, *_group_limits()])
+    return min([memory_installed(), *_group_limits()])
 
 
 def memory_free() -> int:

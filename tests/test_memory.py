@@ -14,17 +14,16 @@ GIB = 1 << 30
 
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A machine of 64 GiB, whose files a test writes: name -> text."""
+    """A machine of 64 GiB, whose files a test writes."""
     sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 64 * GIB // 4096}
     monkeypatch.setattr(memory.os, "sysconf", sizes.__getitem__)
     for name in ("GROUPS", "CGROUPS", "MEMINFO"):
         monkeypatch.setattr(memory, name, tmp_path / name)
 
-    def write(**files: str) -> None:
-        for name, text in files.items():
-            path = tmp_path / name.replace("__", "/")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+    def write(name: str, text: str) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
     return write
 
@@ -34,26 +33,24 @@ def test_a_machine_that_tells_nothing(system) -> None:
     assert cache_bytes() == 16 * GIB
 
 
-def test_the_least_limit_of_nested_groups_counts(system, tmp_path: Path) -> None:
-    system(GROUPS="0::/pod/container\n")
-    for folder, text in {"pod": f"{8 * GIB}\n", "pod/container": "max\n"}.items():
-        (tmp_path / "CGROUPS" / folder).mkdir(parents=True)
-        (tmp_path / "CGROUPS" / folder / "memory.max").write_text(text)
+def test_the_least_limit_of_nested_groups_counts(system) -> None:
+    system("GROUPS", "0::/pod/container\n")
+    system("CGROUPS/pod/memory.max", f"{8 * GIB}\n")
+    system("CGROUPS/pod/container/memory.max", "max\n")
     assert memory.memory_limit() == 8 * GIB
     assert cache_bytes() == 2 * GIB
 
 
-def test_groups_of_version_1(system, tmp_path: Path) -> None:
-    system(GROUPS="9:cpu,cpuacct:/\n4:memory:/job\n0::/\n")
-    (tmp_path / "CGROUPS" / "memory" / "job").mkdir(parents=True)
-    limit = tmp_path / "CGROUPS" / "memory" / "job" / "memory.limit_in_bytes"
-    limit.write_text(f"{4 * GIB}\n")
+def test_groups_of_version_1(system) -> None:
+    system("GROUPS", "9:cpu,cpuacct:/\n4:memory:/job\n0::/\n")
+    limit = "CGROUPS/memory/job/memory.limit_in_bytes"
+    system(limit, f"{4 * GIB}\n")
     assert memory.memory_limit() == 4 * GIB
-    limit.write_text(f"{2**63 - 4096}\n")  # what version 1 says where there is none
+    system(limit, f"{2**63 - 4096}\n")  # what version 1 says where there is none
     assert memory.memory_limit() == 64 * GIB
 
 
 def test_a_busy_machine_leaves_less_for_the_cache(system) -> None:
-    system(MEMINFO=f"MemTotal: {64 * GIB >> 10} kB\nMemAvailable: {6 * GIB >> 10} kB\n")
+    system("MEMINFO", f"MemTotal: {64 * GIB >> 10} kB\nMemAvailable: {6 * GIB >> 10} kB\n")
     assert memory.memory_free() == 6 * GIB
     assert cache_bytes() == 3 * GIB

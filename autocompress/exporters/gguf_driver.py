@@ -52,7 +52,7 @@ def main() -> None:
     def recognise(self: Any, tokenizer: Any) -> str:
         try:
             return str(by_digest(self, tokenizer))
-        except NotImplementedError:
+        except NotImplementedError:  # the converter's, for a digest that it does not know
             described = json.loads((Path(model) / "tokenizer.json").read_text())["pre_tokenizer"]
             name = pre_tokenizer(described)
             if name is None:

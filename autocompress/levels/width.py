@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
@@ -30,7 +31,7 @@ def _match(word: str, key: str) -> tuple[float, Quantize | None, int] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Narrower:
+class _Narrower(ABC):
     """What both sides of a narrower sublayer share: a key, and a smaller weight."""
 
     word: ClassVar[str]  # that keys begin with
@@ -63,9 +64,9 @@ class _Narrower:
         """What the smaller weight is stored as."""
         return self.codes or Dense()
 
+    @abstractmethod
     def inner_shape(self, shape: Shape) -> Shape:
         """Of the smaller weight."""
-        raise NotImplementedError
 
     def storage_bits(self, shape: Shape) -> int:
         return self.inner.storage_bits(self.inner_shape(shape))
