@@ -3,9 +3,8 @@
     python studies/gguf/llama_perplexity.py FILE --bin llama.cpp/build/bin --window 256 --chunks 8
 
 The text is the built-in one, cut as llama-perplexity does: into chunks whose first token gives way
-to <bos> where the tokenizer puts one, and which count from their middle on. llama.cpp
-rounds activations to 8 bits; `--float` has its llama-quantize write the same weights as F32, too,
-with which it does not.
+to <bos> where the tokenizer puts one, and which count from their middle on. llama.cpp rounds
+activations to 8 bits, transformers computes in float32: the weights are the same.
 """
 
 from __future__ import annotations
@@ -65,7 +64,6 @@ def main() -> None:
     parser.add_argument("--bin", type=Path, required=True)
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--chunks", type=int, default=8)
-    parser.add_argument("--float", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     text = "\n\n".join(read_documents(None))[: given.window * given.chunks * 8]
@@ -75,14 +73,6 @@ def main() -> None:
     facts["transformers"] = ours = transformers_perplexity(given.file, *sizes)
     facts["llama.cpp"] = theirs = llama_perplexity(given.bin, given.file, *sizes)
     facts["difference"] = f"{100 * (theirs / ours - 1):+.2f} %"
-    if given.float:
-        with tempfile.TemporaryDirectory() as folder:
-            whole = Path(folder) / "f32.gguf"
-            command = [given.bin / "llama-quantize", "--allow-requantize", given.file, whole, "F32"]
-            subprocess.run(list(map(str, command)), check=True, capture_output=True)
-            exact = llama_perplexity(given.bin, whole, *sizes)
-        facts["llama.cpp, F32"] = exact
-        facts["difference, F32"] = f"{100 * (exact / ours - 1):+.2f} %"
     print(json.dumps(facts, indent=1))
 
 

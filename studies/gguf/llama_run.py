@@ -4,6 +4,7 @@
     PYTHONPATH=xl python studies/gguf/llama_run.py FILE TEXT [--tokens N]
 
 llama.cpp rounds activations to 8 bits, transformers computes in float32: the weights are the same.
+Perplexity is of tokens among llama.cpp's likeliest 4,096 only; of all, see llama_perplexity.py.
 """
 
 import argparse
