@@ -13,6 +13,15 @@ import pytest
 
 from autocompress.interrupt import AGAIN_AFTER, Stop, interrupt
 
+LIBRARY = """
+import signal
+try:
+    signal.raise_signal(signal.SIGINT)
+    whole = True
+except KeyboardInterrupt:
+    whole = False  # and not the end of pytest
+"""
+
 
 @pytest.fixture(autouse=True)
 def handler() -> Iterator[None]:
@@ -24,8 +33,7 @@ def handler() -> Iterator[None]:
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A library during whose import Ctrl-C comes."""
-    code = "import signal\nsignal.raise_signal(signal.SIGINT)\nwhole = True\n"
-    (tmp_path / "interrupted_library.py").write_text(code)
+    (tmp_path / "interrupted_library.py").write_text(LIBRARY)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "interrupted_library", raising=False)
     return "interrupted_library"
