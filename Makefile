@@ -23,7 +23,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
-	@echo "==> searching (about 10 minutes on 2 cores; interrupt and run again to resume)"
+	@echo "==> searching (10 to 15 minutes on 2 cores; interrupt and run again to resume)"
 	@$(BIN)/autocompress search --budget $(BUDGET) --effort $(EFFORT) --out $(RESULTS)
 	@echo "==> results: $(RESULTS)"
 	@echo "    open    $(RESULTS)/report.html"
