@@ -126,7 +126,8 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     """The row of one strategy, where it is missing."""
     seed = seed if name in SEEDED else 0
-    if (part, limit, name, seed) in finished():
+    dtype = str(arena.session.loaded.model.dtype).removeprefix("torch.")
+    if (dtype, part, limit, name, seed) in finished():
         return
     start = time.perf_counter()
     with arena.problem(f"{part}-{limit:g}-{name}-{seed}", budget, seed) as (problem, _):
@@ -138,6 +139,7 @@ def run(
             last, tokens = trials[-1].allocation, problem.spent()
         costs = {table.name: table.total(last) for table in problem.costs}
     yield {
+        "dtype": dtype,
         "part": part,
         "limit": limit,
         "strategy": name,
@@ -158,11 +160,12 @@ def figures(arena: Arena, allocation: Allocation, split: str) -> dict[str, float
     return {"kl": score.loss, "stderr": score.stderr, "perplexity": score.perplexity}
 
 
-def finished() -> set[tuple[str, float, str, int]]:
+def finished() -> set[tuple[str, str, float, str, int]]:
     """What is in the results."""
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
     rows = map(json.loads, lines)
-    return {(row["part"], row["limit"], row["strategy"], row["seed"]) for row in rows}
+    keys = ("dtype", "part", "limit", "strategy", "seed")
+    return {tuple(row[key] for key in keys) for row in rows}  # type: ignore[misc]
 
 
 if __name__ == "__main__":

@@ -47,22 +47,23 @@ def main() -> None:
     arguments = parser.parse_args()
     arena = open_arena(arguments.work, model=arguments.model)
     model = arena.session.loaded.name.split()[0]
+    dtype = str(arena.session.loaded.model.dtype).removeprefix("torch.")
     if arguments.score:
         print(json.dumps(figures(arena, read_allocation(arguments.score, arena), True), indent=1))
         return
-    done = {(row["strategy"], row["payload"], row["seed"]) for row in rows(model)}
+    done = {(row["strategy"], row["payload"], row["seed"]) for row in rows(model, dtype)}
     for key in itertools.product(arguments.seeds, arguments.payloads, arguments.strategies):
         seed, payload, name = key
         if (name, payload, seed) not in done:
             row = one_run(arena, name, payload, seed, arguments.tokens, not arguments.no_test)
             with RESULTS.open("a") as file:
-                file.write(json.dumps({"model": model, **row}) + "\n")
+                file.write(json.dumps({"model": model, "dtype": dtype, **row}) + "\n")
 
 
-def rows(model: str | None = None) -> list[dict[str, Any]]:
-    """All finished runs, or those of one model."""
+def rows(model: str | None = None, dtype: str | None = None) -> list[dict[str, Any]]:
+    """All finished runs, or those of one model, or of one number format of its forward passes."""
     found = list(map(json.loads, RESULTS.read_text().splitlines())) if RESULTS.exists() else []
-    return [row for row in found if model in (None, row["model"])]
+    return [row for row in found if model in (None, row["model"]) and dtype in (None, row["dtype"])]
 
 
 def one_run(
