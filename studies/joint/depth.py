@@ -36,9 +36,9 @@ from autocompress.strategies.metering import metered
 from autocompress.study import Study
 from autocompress.windows import Windows
 
-TOKENS = SplitTokens(calibrate=512, search=8192, validate=2048, test=4096)
+TOKENS = SplitTokens(calibrate=512, search=24576, validate=4096, test=8192)
 RANKED = 2048  # search tokens that every ranking sees
-SPEND = 150_000  # tokens of a search
+SPEND = 300_000  # tokens of a search: the normal effort
 BUDGETS = (14, 12, 10)
 
 
@@ -84,7 +84,7 @@ def search(work: Path, bits: float, seed: int, strategy: str = "auto") -> None:
     session, _ = open_work(work)
     name = f"{strategy}-{bits:g}-{seed}"
     config = replace(session.config, run=work / "runs" / f"seed-{seed}", seed=seed)
-    session = replace(session, config=config, windows=resampled(session.windows, seed))
+    session = replace(session, config=config, windows=shuffled(session.windows, seed))
     evaluator = make_evaluator(session)
     space, costs = session.space, session.costs
     budgets = check_budgets(space, costs, [parse_budget(f"{bits}bits", space)])
@@ -109,13 +109,9 @@ def search(work: Path, bits: float, seed: int, strategy: str = "auto") -> None:
     write_json(work / f"found-{name}.json", facts)
 
 
-def resampled(windows: Windows, seed: int) -> Windows:
-    """Search windows drawn with replacement; seed 0 keeps them."""
-    if seed == 0:
-        return windows
-    count = len(windows.search)
-    rows = np.random.default_rng(seed).integers(count, size=count)
-    return replace(windows, search=windows.search[rows])
+def shuffled(windows: Windows, seed: int) -> Windows:
+    """Search windows in another order: a search measures on the first of them."""
+    return replace(windows, search=np.random.default_rng(seed).permutation(windows.search))
 
 
 def dropped(allocation: Allocation) -> list[int]:
