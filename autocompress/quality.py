@@ -132,8 +132,7 @@ def log_probabilities(
     wanted = torch.cat([index.long(), following.unsqueeze(1)], 1)
     rows = []
     for part, columns in zip(logits.split(ROWS), wanted.split(ROWS), strict=True):
-        exact = part.float()
-        rows.append(exact.gather(1, columns) - exact.logsumexp(1, keepdim=True))
+        rows.append(part.float().log_softmax(1).gather(1, columns))
     found = torch.cat(rows)
     followed = torch.arange(len(tokens))[positions] < len(tokens) - 1
     return found[:, :-1], -found[followed, -1]

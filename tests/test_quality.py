@@ -170,7 +170,7 @@ def test_a_forward_that_cannot_spare_the_head_gives_the_same(tiny, windows, coar
 def test_the_last_position_has_no_next_token(tiny, windows):
     reference = teacher(tiny.model, windows)
     two = score(tiny.model, reference, slice(62, None)).nlls
-    assert two == score(tiny.model, reference, slice(62, 63)).nlls
+    assert two == pytest.approx(score(tiny.model, reference, slice(62, 63)).nlls, rel=1e-6)
 
 
 def never():
