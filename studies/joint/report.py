@@ -13,7 +13,11 @@ HEAD = (
     "| Part | Limit | Strategy | Seeds | Tokens | Test KL (range) | to baseline | Levels |",
     "|---|---|---|---|---|---|---|---|",
 )
-BASELINES = {"sparsity": ("sparsity", "uniform"), "joint": ("quantized", "auto")}
+BASELINES = {
+    "sparsity": ("sparsity", "uniform"),
+    "joint": ("quantized", "auto"),
+    "joint-ms": ("quantized-ms", "auto"),
+}
 
 
 def main() -> None:

@@ -32,12 +32,12 @@ def main() -> None:
 def table(found: list[dict[str, Any]]) -> str:
     """Median over seeds of the KL on test windows, against the run's own start and uniform."""
     lines = [
-        "| Model | Payload | Strategy | Seeds | Tokens | Uniform | Start | Winner (range) "
+        "| Model | Format | Payload | Strategy | Seeds | Tokens | Uniform | Start | Winner (range) "
         "| below uniform | below start | worse than start / uniform | own work | on |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    key = lambda row: (row["model"], row["payload"], row["strategy"])  # noqa: E731
-    for (model, payload, name), group in itertools.groupby(sorted(found, key=key), key):
+    key = lambda row: (row["model"], row["dtype"], row["payload"], row["strategy"])  # noqa: E731
+    for (model, dtype, payload, name), group in itertools.groupby(sorted(found, key=key), key):
         runs = list(group)
         split = "test" if all("test" in run["winner"] for run in runs) else "validate"
         kl = {
@@ -49,7 +49,7 @@ def table(found: list[dict[str, Any]]) -> str:
         timed = [run for run in runs if run["seconds"]]  # in one process
         own = [1 - run["model_seconds"] / run["seconds"] for run in timed]
         lines.append(
-            f"| {model} | {payload} | {name} | {len(runs)} "
+            f"| {model} | {dtype} | {payload} | {name} | {len(runs)} "
             f"| {median(run['tokens'] for run in runs):,.0f} "
             f"| {median(kl['uniform']):.4f} | {median(kl['start']):.4f} "
             f"| {median(kl['winner']):.4f} ({min(kl['winner']):.4f} to {max(kl['winner']):.4f}) "
@@ -62,17 +62,18 @@ def table(found: list[dict[str, Any]]) -> str:
 
 def plot(found: list[dict[str, Any]]) -> None:
     """Validation loss over tokens: medians of seeds, bands from the best to the worst."""
-    shown = sorted({(row["model"], row["payload"]) for row in found})
+    shown = sorted({(row["model"], row["dtype"], row["payload"]) for row in found})
     figure, axes = plt.subplots(1, len(shown), figsize=(6 * len(shown), 4.5), squeeze=False)
-    for axis, (model, payload) in zip(axes[0], shown, strict=True):
+    for axis, (model, dtype, payload) in zip(axes[0], shown, strict=True):
         curves = defaultdict(list)
         for row in found:
-            if (row["model"], row["payload"]) == (model, payload):
+            if (row["model"], row["dtype"], row["payload"]) == (model, dtype, payload):
                 curves[row["strategy"]].append(row)
                 axis.axhline(row["uniform"]["validate"]["kl"], color="0.8", zorder=0)
         for name, runs in sorted(curves.items()):
             draw(axis, name, [[(p["spent"], p["validate"]) for p in run["path"]] for run in runs])
-        axis.set(xscale="log", xlabel="search tokens", title=f"{model}, {payload} bits of payload")
+        axis.set(xscale="log", xlabel="search tokens")
+        axis.set_title(f"{model}, {dtype}, {payload} bits of payload", fontsize=10)
         axis.set_ylabel("KL on validation windows, nats/token (grey: uniform)")
         axis.legend(fontsize=8)
     figure.tight_layout()
