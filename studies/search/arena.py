@@ -19,7 +19,7 @@ from autocompress.core import Allocation, Fidelity, Problem, Score
 from autocompress.cost import check_budgets, parse_budget
 from autocompress.estimates import sensitivities
 from autocompress.evaluator import Evaluator
-from autocompress.files import write_json
+from autocompress.files import fingerprint, write_json
 from autocompress.levels import parse_level
 from autocompress.opening import make_evaluator, make_problem
 from autocompress.predictions import Estimate
@@ -58,7 +58,7 @@ class Arena:
 
             def shared(tokens: int) -> Estimate:
                 file = f"sensitivities-{tokens}-{seed}.json"
-                common, own = self.work / file, folder / file
+                common, own = self.work / f"{fingerprint(facts)[:8]}-{file}", folder / file
                 if common.exists() and not own.exists():
                     copyfile(common, own)
                 found = sensitivities(session, self.evaluator, study, tokens)
