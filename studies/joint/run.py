@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ from autocompress.strategies.uniform import nearest_uniform  # noqa: E402
 RESULTS = HERE / "results.jsonl"
 TOKENS = 30_000  # of every search
 SCORED = 1024  # tokens that a rule's answer is looked at on; it decides nothing
+ROOM = 1.0005
 OUTLIER_TOKENS = 4096  # of the calibrate split
-SEEDED = ("auto", "evopress", "random-ratios")  # the others give one answer
+SEEDED = ("auto", "evopress", "evopress-even", "random-ratios")  # the others give one answer
 
 Make = Callable[[Arena, Problem], Strategy]
 
@@ -65,6 +67,21 @@ def evopress(arena: Arena, problem: Problem) -> Strategy:
     )
 
 
+def evopress_even(arena: Arena, problem: Problem) -> Strategy:
+    """The same on even steps, s40 to s90, and `ROOM` over the budget, so that exchanges fit.
+
+    Counts of kept weights are rounded, which alone puts an exchange of equal steps over the limit.
+    """
+    even = tuple(
+        tuple(level for level in allowed if str(level).endswith("0"))
+        for allowed in problem.space.levels
+    )
+    space = replace(problem.space, levels=even)
+    budgets = tuple(replace(it, limit=ROOM * it.limit) for it in problem.budgets)
+    other = replace(problem, space=space, budgets=budgets)
+    return lambda _, rng: evopress(arena, other)(other, rng)
+
+
 def owl(arena: Arena, problem: Problem) -> Strategy:
     """OWL with the settings of the paper for LLaMA: multiple 5, lambda 0.08."""
     windows = arena.session.windows.calibrate[: OUTLIER_TOKENS // problem.window]
@@ -78,6 +95,7 @@ SPARSITY: dict[str, Make] = {
     "arithmetic": lambda arena, problem: Arithmetic(tokens=SCORED),
     "random-ratios": lambda arena, problem: RandomRatios(candidates=8, tokens=SCORED),
     "evopress": evopress,
+    "evopress-even": evopress_even,
 }
 
 
