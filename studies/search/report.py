@@ -19,6 +19,7 @@ from run import rows
 
 HERE = Path(__file__).parent
 MARK = "<!-- table -->"
+COLUMNS = 3  # of the plot
 
 
 def main() -> None:
@@ -63,8 +64,12 @@ def table(found: list[dict[str, Any]]) -> str:
 def plot(found: list[dict[str, Any]]) -> None:
     """Validation loss over tokens: medians of seeds, bands from the best to the worst."""
     shown = sorted({(row["model"], row["dtype"], row["payload"]) for row in found})
-    figure, axes = plt.subplots(1, len(shown), figsize=(6 * len(shown), 4.5), squeeze=False)
-    for axis, (model, dtype, payload) in zip(axes[0], shown, strict=True):
+    lines = -(-len(shown) // COLUMNS)
+    size = (5.5 * COLUMNS, 4.2 * lines)
+    figure, axes = plt.subplots(lines, COLUMNS, figsize=size, squeeze=False)
+    for axis in axes.flat[len(shown) :]:
+        axis.axis("off")
+    for axis, (model, dtype, payload) in zip(axes.flat, shown, strict=False):
         curves = defaultdict(list)
         for row in found:
             if (row["model"], row["dtype"], row["payload"]) == (model, dtype, payload):
@@ -74,7 +79,7 @@ def plot(found: list[dict[str, Any]]) -> None:
             draw(axis, name, [[(p["spent"], p["validate"]) for p in run["path"]] for run in runs])
         axis.set(xscale="log", xlabel="search tokens")
         axis.set_title(f"{model}, {dtype}, {payload} bits of payload", fontsize=10)
-        axis.set_ylabel("KL on validation windows, nats/token (grey: uniform)")
+        axis.set_ylabel("KL, validation windows (grey: uniform)")
         axis.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(HERE / "loss.png", dpi=110)
