@@ -6,7 +6,7 @@
 
 WORK is that of `run.py WORK joint`, whose database is used. Searches see the prices of the first
 command, so that other processes do not disturb them; rows are appended to results.jsonl here.
-`measure` times all winners in turns and writes measured.json here.
+`measure` prices again, times all winners in turns and writes measured.json here.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def measure(arena: Arena) -> None:
     winners = {
         tuple(row["levels"]): Allocation(tuple(map(parse_level, row["levels"]))) for row in rows
     }
-    latency, session = priced(arena, False), arena.session
+    latency, session = priced(arena, True), arena.session  # its speed drifts
     found = latency.measure(
         session.loaded.model, session.space, list(winners.values()), session.database.load, Lines()
     )
@@ -103,10 +103,12 @@ def measure(arena: Arena) -> None:
     for row in rows:
         one = known[tuple(row["levels"])]
         keys = {key: row[key] for key in ("part", "limit", "seed")}
-        predicted = row["costs"]["latency"]
-        lines.append(
-            {**keys, "predicted": predicted, "ms": one.ms, "low": one.low, "high": one.high}
+        searched, predicted = (
+            row["costs"]["latency"],
+            latency.table.total(winners[tuple(row["levels"])]),
         )
+        timed = {"ms": one.ms, "low": one.low, "high": one.high}
+        lines.append({**keys, "searched": searched, "predicted": predicted, **timed})
         print(lines[-1], flush=True)
     machine = describe_machine(session.loaded.model.dtype)
     text = json.dumps({"machine": machine, "winners": lines}, indent=1)
