@@ -44,7 +44,7 @@ from autocompress.strategies.uniform import nearest_uniform  # noqa: E402
 RESULTS = HERE / "results.jsonl"
 TOKENS = 30_000  # of every search
 SCORED = 1024  # tokens that a rule's answer is looked at on; it decides nothing
-ROOM = 1.0005
+ROOM = 1.0005  # of the budget that `evopress-even` may use
 OUTLIER_TOKENS = 4096  # of the calibrate split
 SEEDED = ("auto", "evopress", "evopress-even", "random-ratios")  # the others give one answer
 
