@@ -144,8 +144,7 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     """The row of one strategy, where it is missing."""
     seed = seed if name in SEEDED else 0
-    dtype = str(arena.session.loaded.model.dtype).removeprefix("torch.")
-    if (dtype, part, limit, name, seed) in finished():
+    if (arena.dtype, part, limit, name, seed) in finished():
         return
     start = time.perf_counter()
     with arena.problem(f"{part}-{limit:g}-{name}-{seed}", budget, seed) as (problem, _):
@@ -157,7 +156,7 @@ def run(
             last, tokens = trials[-1].allocation, problem.spent()
         costs = {table.name: table.total(last) for table in problem.costs}
     yield {
-        "dtype": dtype,
+        "dtype": arena.dtype,
         "part": part,
         "limit": limit,
         "strategy": name,

@@ -40,6 +40,16 @@ class Arena:
     evaluator: Evaluator
     work: Path
 
+    @property
+    def model(self) -> str:
+        """The model's name in rows."""
+        return self.session.loaded.name.split()[0]
+
+    @property
+    def dtype(self) -> str:
+        """The number format of forward passes."""
+        return str(self.session.loaded.model.dtype).removeprefix("torch.")
+
     @contextmanager
     def problem(self, name: str, budget: str, seed: int) -> Iterator[tuple[Problem, Study]]:
         """A metered problem with a study of its own in `WORK/runs/NAME`.

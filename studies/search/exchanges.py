@@ -62,15 +62,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=12288)
     arguments = parser.parse_args()
     arena = open_arena(arguments.work)
-    dtype = str(arena.session.loaded.model.dtype).removeprefix("torch.")
-    model = arena.session.loaded.name.split()[0]
     key = (arguments.strategy, PAYLOAD, arguments.seed)
     row = next(
-        it for it in rows(model, dtype) if (it["strategy"], it["payload"], it["seed"]) == key
+        it
+        for it in rows(arena.model, arena.dtype)
+        if (it["strategy"], it["payload"], it["seed"]) == key
     )
     winner = Allocation(tuple(map(parse_level, row["levels"])))
     found = exchange(arena, winner, arguments)
-    found = {"strategy": arguments.strategy, "seed": arguments.seed, "dtype": dtype, **found}
+    found = {"strategy": arguments.strategy, "seed": arguments.seed, "dtype": arena.dtype, **found}
     with RESULTS.open("a") as file:
         file.write(json.dumps(found) + "\n")
     print(json.dumps({name: value for name, value in found.items() if name != "pairs"}, indent=1))

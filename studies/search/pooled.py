@@ -36,10 +36,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     arguments = parser.parse_args()
     arena = open_arena(arguments.work)
-    dtype = str(arena.session.loaded.model.dtype).removeprefix("torch.")
     runs = [
         row
-        for row in rows(arena.session.loaded.name.split()[0], dtype)
+        for row in rows(arena.model, arena.dtype)
         if (row["strategy"], row["payload"]) == (STRATEGY, PAYLOAD)
         and row["seed"] in arguments.seeds
     ]

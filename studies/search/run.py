@@ -46,8 +46,7 @@ def main() -> None:
     parser.add_argument("--no-test", action="store_true", help="leave test windows alone")
     arguments = parser.parse_args()
     arena = open_arena(arguments.work, model=arguments.model)
-    model = arena.session.loaded.name.split()[0]
-    dtype = str(arena.session.loaded.model.dtype).removeprefix("torch.")
+    model, dtype = arena.model, arena.dtype
     if arguments.score:
         print(json.dumps(figures(arena, read_allocation(arguments.score, arena), True), indent=1))
         return
