@@ -1,4 +1,4 @@
-"""How near to an optimum is what a search found? All promising exchanges of two layers, measured.
+"""How near to an optimum is what a search found? The best exchanges of two layers, measured.
 
     python studies/search/exchanges.py WORK --seed 0 --pairs 24 --tokens 12288
 
