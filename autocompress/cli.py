@@ -54,7 +54,7 @@ Run = Annotated[
     Path | None,
     typer.Option(help="Folder of database, study and settings; default OUT.run."),
 ]
-Seed = Annotated[int, typer.Option(help="Of windows, labels and strategies.")]
+Seed = Annotated[int, typer.Option(help="Of windows, gradients and strategies.")]
 Prefix = Annotated[
     str | None, typer.Option(help="Level whose weights make the calibration activations.")
 ]

@@ -25,22 +25,22 @@ def windows(tiny_windows):
 
 
 @pytest.fixture
-def labels(monkeypatch):
-    """The labels that were sampled, in the order of the tokens."""
-    drawn, sample = [], autocompress.sensitivity._sample
+def slopes(monkeypatch):
+    """The random roots that were drawn, one (tokens, vocab) per window."""
+    drawn, root = [], autocompress.sensitivity._random_root
 
     def spy(chance, generator):
-        drawn.append(sample(chance, generator))
+        drawn.append(root(chance, generator))
         return drawn[-1]
 
-    monkeypatch.setattr(autocompress.sensitivity, "_sample", spy)
+    monkeypatch.setattr(autocompress.sensitivity, "_random_root", spy)
     return drawn
 
 
-def slow_sensitivity(model, users, change, windows, labels):
+def slow_sensitivity(model, users, change, windows, slopes):
     """Half the token mean of (gT dW x)^2 summed over the modules that read the weight."""
     total, embedding = 0.0, model.get_input_embeddings()
-    for window, drawn in zip(torch.from_numpy(windows), labels.view(windows.shape), strict=True):
+    for window, slope in zip(torch.from_numpy(windows), slopes, strict=True):
         seen = []
 
         def keep(module, args, output, seen=seen):
@@ -51,7 +51,7 @@ def slow_sensitivity(model, users, change, windows, labels):
         with torch.enable_grad():
             embedded = embedding(window[None]).requires_grad_()
             logits = model(inputs_embeds=embedded, use_cache=False).logits[0]
-            F.cross_entropy(logits, drawn, reduction="sum").backward()
+            logits.backward(slope)
         for handle in handles:
             handle.remove()
         if embedding in users:
@@ -71,24 +71,37 @@ def slow_sensitivity(model, users, change, windows, labels):
 )
 @pytest.mark.parametrize("level", [W2, W6], ids=str)
 def test_equals_a_slow_computation(
-    name, level, tiny, tiny_space, tiny_database, windows, labels, stitched
+    name, level, tiny, tiny_space, tiny_database, windows, slopes, stitched
 ):
     found = fisher_sensitivities(stitched, windows, method="exact").mean
     module = tiny.model.get_submodule(name)
     users = [module, tiny.model.lm_head] if name == "model.embed_tokens" else [module]
     change = tiny_database.load(name, level).dense() - module.weight
     index = [layer.name for layer in tiny_space.layers].index(name)
-    expected = slow_sensitivity(tiny.model, users, change, windows, torch.cat(labels))
+    expected = slow_sensitivity(tiny.model, users, change, windows, slopes)
     assert found[index][level] == pytest.approx(expected, rel=1e-3)
     assert expected > 0
 
 
-def test_labels_are_sampled_from_the_model(labels):
+def test_random_roots_have_the_curvature_of_the_logits():
     chance = torch.tensor([[0.5, 0.0, 0.3, 0.2], [0.0, 0.0, 0.0, 1.0]]).repeat(20_000, 1)
-    drawn = autocompress.sensitivity._sample(chance, torch.Generator().manual_seed(0))
-    first = torch.bincount(drawn[::2], minlength=4) / 20_000
-    torch.testing.assert_close(first, chance[0], rtol=0, atol=0.015)
-    assert torch.equal(drawn[1::2], torch.full((20_000,), 3))
+    drawn = autocompress.sensitivity._random_root(chance, torch.Generator().manual_seed(0))
+    first, p = drawn[::2], chance[0]
+    torch.testing.assert_close(first.T @ first / 20_000, p.diag() - p.outer(p), rtol=0, atol=0.01)
+    torch.testing.assert_close(first.mean(0), torch.zeros(4), rtol=0, atol=0.015)
+    torch.testing.assert_close(drawn[1::2], torch.zeros(20_000, 4))
+
+
+def test_random_roots_vary_less_than_labels_do():
+    """A confident model: seldom does a label differ, and then it says everything."""
+    chance, generator = torch.tensor([[0.98, 0.01, 0.01]]).repeat(20_000, 1), torch.Generator()
+    labels = F.one_hot(chance.multinomial(1, generator=generator.manual_seed(0))[:, 0], 3)
+    direction = torch.tensor([1.0, -1.0, 0.5])
+    by_labels = ((chance - labels) @ direction).square()
+    roots = autocompress.sensitivity._random_root(chance, generator)
+    by_roots = (roots @ direction).square()
+    assert float(by_roots.mean()) == pytest.approx(float(by_labels.mean()), rel=0.2)
+    assert by_roots.var() < 0.2 * by_labels.var()
 
 
 def test_diagonal_is_the_sum_over_all_weights(tiny, tiny_space, tiny_database, windows, stitched):
@@ -129,7 +142,7 @@ def test_each_layer_predicts_its_own_loss(tiny, tiny_space, tiny_windows, tiny_d
     ratios = {}
     for index, layer in enumerate(tiny_space.layers):
         loss = score(stitched.stitch(dense.swap(index, level)), reference).loss
-        if loss > 1e-4:  # less is lost in the noise of the labels
+        if loss > 1e-4:  # less is lost in the noise
             ratios[layer.name] = found[index][level] / loss
     assert "model.embed_tokens" in ratios and len(ratios) >= 7
     wrong = {name: ratio for name, ratio in ratios.items() if not 0.5 < ratio < 2}
