@@ -10,8 +10,10 @@ from autocompress.core import Score, SearchSpace
 from autocompress.cost import parse_budget, size_tables
 from autocompress.effort import plan
 from autocompress.levels import Role, parse_level
+from autocompress.predictions import Estimate
 from autocompress.strategies.auto import Auto
 from autocompress.strategies.metering import metered
+from autocompress.strategies.removal import Removal
 from autocompress.strategies.uniform import nearest_uniform
 from autocompress.strategies.units import dropped, find_units, only_removes, removes
 from autocompress.study import Study
@@ -108,6 +110,33 @@ def test_what_went_first_comes_back_where_it_is_missed():
     incumbents = run(problem, 60_000)
     assert 1 in dropped(incumbents[0].allocation)
     assert 1 not in dropped(incumbents[-1].allocation)
+
+
+def first_of(problem, **settings):
+    """What races before any round."""
+    nothing = tuple(dict.fromkeys(levels, 0.0) for levels in problem.space.levels)
+    problem = metered(problem)
+    removal, rng = Removal(60_000, **settings), np.random.default_rng(0)
+    prices = Estimate(nothing, nothing)
+    return dropped(next(removal.search(problem, problem.evaluate, prices, rng)).allocation)
+
+
+def test_paths_on_other_windows_see_what_one_window_hides():
+    """On the first window layer 1 may go for free; everywhere else it is the worst."""
+
+    class Hiding(Interplay):
+        def __call__(self, allocation, fidelity, known=0):
+            score = super().__call__(allocation, fidelity, 0)
+            more = 3.0 * (1 in dropped(allocation))
+            losses = [loss + more for loss in score.losses]
+            if fidelity.seed == 0:
+                losses[0] -= 2 * more
+            return Score(*2 * (tuple(losses[known:]),))
+
+    problem, memory = problem_of(DEPTH, 11)
+    memory._loss = Hiding(DEPTH)
+    assert 1 in first_of(problem, paths=0)
+    assert 1 not in first_of(problem)
 
 
 def test_every_answer_is_within_the_budget_though_measurements_are_not():

@@ -45,28 +45,33 @@ class Removal:
     Leaving out a sublayer is far outside the range of gradients, so the loss without each unit
     (a sublayer or a whole block, the others at their best level) is measured. The unit that loses
     least for the share of the budget it meets goes; the next few are measured again beside it,
-    since what is gone changes what the others are worth; and so on until the budgets hold. The
-    answer races the blocks of least influence, as ShortGPT leaves them out, and the nearest uniform
-    allocation. Then rounds: what is missed most comes back, and the path is walked again without
-    it.
+    since what is gone changes what the others are worth; and so on until the budgets hold. Where
+    such a path ends is much a matter of its first steps, so several are walked, each on a window of
+    its own. Their answers race the blocks of least influence, as ShortGPT leaves them out, and the
+    nearest uniform allocation. Then rounds: what is missed most comes back, and a path is walked
+    from there without it.
 
     Args:
         tokens: that may be spent, by the problem's meter.
         fresh: units that are measured again before one goes or comes back.
-        windows: of a measurement, at most; fewer where tokens are few.
+        windows: of a measurement in rounds, at most; fewer where tokens are few.
         compare: windows that answers race on in the end.
+        paths: share of the tokens that the first paths may have taken, what was known included.
 
     References:
         Men et al., ShortGPT, arXiv:2403.03853, eq. 1. Minoux, Accelerated greedy algorithms, 1978.
-        Ruiz, Stützle, iterated greedy, European Journal of Operational Research 177, 2007.
+        Feo, Resende, Greedy randomized adaptive search procedures, 1995. Ruiz, Stützle, iterated
+        greedy, European Journal of Operational Research 177, 2007.
     """
 
     tokens: int
     fresh: int = 6
     windows: int = 4
     compare: int = 16
+    paths: float = 0.7
 
     def __post_init__(self) -> None:
+        check_setting("paths", self.paths, 0, 1)
         for name in ("tokens", "fresh", "windows", "compare"):
             check_setting(name, getattr(self, name), 1)
 
@@ -85,7 +90,7 @@ class Removal:
         """
         influence = problem.influence(min(problem.tokens, INFLUENCE * problem.window))
         harms = self._screen(problem, measure, prices, influence)
-        found = self._walk(harms, NOTHING, NOTHING)
+        found = self._walks(problem, harms)
         incumbent = self._start(problem, harms, influence, found)
         yield incumbent
         yield from self._rounds(problem, harms, incumbent, rng)
@@ -103,18 +108,33 @@ class Removal:
         return harms
 
     def _start(
-        self, problem: Problem, harms: Harms, influence: Sequence[float], found: Step | None
+        self, problem: Problem, harms: Harms, influence: Sequence[float], found: Sequence[Step]
     ) -> Trial:
-        """The best of the path's answer, the blocks of least influence and uniform."""
+        """The best of the paths' answers, the blocks of least influence and uniform."""
         uniform = nearest_uniform(problem)
         names = {uniform: uniform_origin(problem, uniform)}
         shortened = harms.by_rank(find_blocks(problem, influence)) if influence else None
         if shortened is not None:
             names[shortened] = "influence"
-        if found is not None:
-            names[found.answer] = "removal"
+        names |= {step.answer: "removal" for step in found}
         best, *_ = race(problem, list(names), self._compare(problem), "removal")
         return replace(best, origin=names[best.allocation])
+
+    def _walks(self, problem: Problem, harms: Harms) -> list[Step]:
+        """Where paths from nothing end, each by its own window."""
+        alone, found, number = harms.harm, dict[Allocation, Step](), 0
+        while True:
+            before, fidelity = problem.spent(), problem.fidelity(problem.window, number)
+            own = replace(harms, fidelity=fidelity, harm=dict(alone))
+            step = self._walk(own, NOTHING, NOTHING)
+            harms.harm = own.harm
+            if step is not None:
+                found.setdefault(step.answer, step)
+            spent = 2 * problem.spent() - before  # behind one more path
+            race = (len(found) + 3) * self._compare(problem)
+            if spent == before or spent > min(self.paths * self.tokens, self.tokens - race):
+                return list(found.values())
+            number += 1
 
     def _walk(self, harms: Harms, gone: Unit, forbidden: Unit) -> Step | None:
         """The step of a path that promises least; None where no step meets the budgets."""
