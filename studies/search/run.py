@@ -1,10 +1,10 @@
 """Loss over tokens of strategies, on the same database, windows and tokens.
 
-    python studies/search/run.py WORK --strategies auto evopress --payloads 3.0 --seeds 0 1 2
+    python studies/search/run.py WORK --strategies auto@30000 evopress@30000 --seeds 0 1 2
     python studies/search/run.py WORK --score ALLOCATION.txt   # EvoPress's text format, too
 
 What is finished is not run again: rows are appended to results.jsonl here. `auto@30000` is `auto`
-with 30,000 tokens; other strategies stop after the incumbent with which they passed `--tokens`.
+with 30,000 tokens; `contenders.py` says what others do with theirs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,9 @@ from typing import Any
 
 import numpy as np
 from arena import Arena, effective, open_arena, read_allocation
+from contenders import contender
 
-from autocompress.core import Allocation, Problem, Score, Strategy, Trial
-from autocompress.effort import plan
-from autocompress.strategies import find_strategy
-from autocompress.strategies.auto import Auto
+from autocompress.core import Allocation, Problem, Score, Trial
 from autocompress.strategies.racing import ranked
 from autocompress.strategies.uniform import nearest_uniform
 
@@ -40,7 +38,6 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", default=["auto@300000", "auto@30000"])
     parser.add_argument("--payloads", nargs="+", type=float, default=[3.0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--tokens", type=int, default=300_000)
     parser.add_argument("--model", help="a folder or GGUF file; default SmolLM2. Its own WORK")
     parser.add_argument("--score", type=Path, help="an allocation to score on all splits")
     parser.add_argument("--no-test", action="store_true", help="leave test windows alone")
@@ -54,7 +51,7 @@ def main() -> None:
     for key in itertools.product(arguments.seeds, arguments.payloads, arguments.strategies):
         seed, payload, name = key
         if (name, payload, seed) not in done:
-            row = one_run(arena, name, payload, seed, arguments.tokens, not arguments.no_test)
+            row = one_run(arena, name, payload, seed, not arguments.no_test)
             with RESULTS.open("a") as file:
                 file.write(json.dumps({"model": model, "dtype": dtype, **row}) + "\n")
 
@@ -65,22 +62,18 @@ def rows(model: str | None = None, dtype: str | None = None) -> list[dict[str, A
     return [row for row in found if model in (None, row["model"]) and dtype in (None, row["dtype"])]
 
 
-def one_run(
-    arena: Arena, name: str, payload: float, seed: int, tokens: int, test: bool
-) -> dict[str, Any]:
+def one_run(arena: Arena, name: str, payload: float, seed: int, test: bool) -> dict[str, Any]:
     """Incumbents over tokens, and the figures of first and last on data no search saw."""
     start, path = time.perf_counter(), []
     budget = f"{effective(payload)}bits"
     with arena.problem(f"{name}-{payload}-{seed}", budget, seed) as (problem, study):
         resumed = bool(study.trials)  # what an earlier process did took no time in this one
         problem, clock = clocked(problem)
-        for trial in make(name, problem)(problem, np.random.default_rng(seed)):
+        for trial in contender(name, problem)(problem, np.random.default_rng(seed)):
             path.append((problem.spent(), trial))
             print(
                 f"{name} {payload} {seed}: {problem.spent():,} tokens, {trial.origin}", flush=True
             )
-            if problem.spent() >= tokens:
-                break
         uniform, spent = nearest_uniform(problem), problem.spent()
         seconds = time.perf_counter() - start
     finals = {"uniform": uniform, "start": path[0][1].allocation, "found": path[-1][1].allocation}
@@ -112,14 +105,6 @@ def milestones(path: Sequence[tuple[int, Trial]]) -> list[tuple[int, Trial]]:
         if trial.origin != chosen[-1][1].origin or spent >= 2 * chosen[-1][0]:
             chosen.append((spent, trial))
     return chosen if path[-1][1].allocation == chosen[-1][1].allocation else [*chosen, path[-1]]
-
-
-def make(name: str, problem: Problem) -> Strategy:
-    """A strategy by name; `auto@TOKENS` has a token budget."""
-    family, _, tokens = name.partition("@")
-    if tokens:
-        return Auto(plan(int(tokens), problem.window, problem.tokens))
-    return find_strategy(family)()
 
 
 def step(spent: int, trial: Trial) -> dict[str, Any]:
