@@ -16,6 +16,8 @@ WARM = 8  # a search of a run folder that knows another spends one in so many to
 FRONT = 1.4  # tokens of a whole front, in those that one search may spend, not all of which it does
 UNIFORM = 4  # windows on which the uniform allocation is raced before it leaves
 STEPS = 8  # of the descent at most; more tokens make larger batches
+REFINED = 16  # windows that the descent must have to be worth it; evolution has them otherwise
+SCORED = 4  # windows that candidates are compared on where there is no descent
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Plan:
     Args:
         tokens: in all; a token of a gradient pass counts `GRADIENT` times.
         sensitivities: tokens of the sensitivities.
-        steps: linearizations of the refinement.
+        steps: linearizations of the refinement; 0 leaves it, and exchanges, out.
         batch: tokens of each.
         contenders: of its answers, that race the start.
         compare: tokens that candidates are compared on in the end.
@@ -44,7 +46,8 @@ def plan(tokens: int, window: int, available: int) -> Plan:
 
     Gradients that say what every layer costs come first, because no candidate is better than
     they are; half of the search split is enough for them. What is left over goes to exchanges
-    and evolution.
+    and evolution. Where tokens are few refinement's gradients say too little, and evolution has
+    theirs, too.
 
     Args:
         tokens: to spend.
@@ -67,10 +70,14 @@ def plan(tokens: int, window: int, available: int) -> Plan:
 
     sensitivities = whole(SENSITIVITIES, GRADIENT, available // 2)
     descent = whole(DESCENT, GRADIENT, tokens) // window  # windows
+    left = tokens - GRADIENT * sensitivities
+    if descent < REFINED:
+        compare = min(SCORED * window, available, max(1, left // 4 // window) * window)
+        return Plan(tokens, sensitivities, 0, window, 1, compare)
     steps = max(1, min(STEPS, descent // 4))
     contenders = max(1, min(4, steps // 2))
     batch = max(1, min(descent // steps, available // window)) * window
-    left = tokens - GRADIENT * (sensitivities + steps * batch)
+    left -= GRADIENT * steps * batch
     uniform = min(UNIFORM * window, left // 3)
     compare = whole((left - uniform) / tokens, 1 + contenders, available)
     return Plan(tokens, sensitivities, steps, batch, contenders, compare)

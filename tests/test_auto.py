@@ -71,6 +71,18 @@ def test_auto_starts_from_the_ilp_and_every_phase_beats_the_last():
     assert origins >= {"ilp", "refinement"}
 
 
+def test_few_tokens_go_to_evolution_and_not_to_refinement():
+    def refused(*arguments):
+        raise AssertionError("no gradients at an incumbent")
+
+    spending = plan(1200, WINDOW, TOKENS)
+    assert spending.steps == 0 and plan(4800, WINDOW, TOKENS).steps > 0
+    memory = Memory(SPACE, COSTS)
+    problem = toy_problem(SPACE, [parse_budget("3.0bits", SPACE)], COSTS, memory)
+    run(replace(problem, linearize=refused), 1200)
+    assert [trial.origin for trial in memory.trials].count("surrogate") > 6
+
+
 @pytest.mark.parametrize("tokens", [300, 600, 1000])
 def test_auto_spends_no_more_than_it_may(tokens):
     problem = metered(problem_of())

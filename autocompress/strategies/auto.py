@@ -26,6 +26,7 @@ from autocompress.strategies.units import only_removes, removes
 if TYPE_CHECKING:
     import numpy as np
 
+SCREEN = 1024  # tokens of an offspring, at most
 ROUNDS = 12  # windows that removal must have to measure anything
 
 
@@ -67,9 +68,11 @@ class Auto:
             problem, spending, known = yield from _remove(problem, measure, spending, rng)
         incumbent = _start(problem, spending, known)
         yield incumbent
-        prices, incumbent = _refine(problem, spending, incumbent)
-        yield incumbent
-        incumbent, prices = yield from _exchange(problem, spending, incumbent, prices)
+        prices = None
+        if spending.steps:
+            prices, incumbent = _refine(problem, spending, incumbent)
+            yield incumbent
+            incumbent, prices = yield from _exchange(problem, spending, incumbent, prices)
         evolution = self._evolution(spending, prices)
         yield from evolution.evolve(problem, record, incumbent, rng)
 
@@ -78,6 +81,7 @@ class Auto:
             generations=self.generations,
             tokens=spending.tokens,
             offspring=self.offspring,
+            screen=max(1, min(SCREEN, spending.compare // 4)),
             race_tokens=spending.compare,
             sensitivity_tokens=spending.sensitivities,
             prices=None if prices is None else prices.mean,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -62,12 +63,15 @@ class Grid:
 
     def encode(self, allocations: Sequence[Allocation]) -> Indices:  # (allocations, layers)
         """The number of every layer's level."""
-        numbers = [{level: k for k, level in enumerate(row)} for row in self.levels]
         rows = [
-            [number[level] for number, level in zip(numbers, it.levels, strict=True)]
+            [number[level] for number, level in zip(self._numbers, it.levels, strict=True)]
             for it in allocations
         ]
         return np.array(rows, dtype=np.intp).reshape(len(rows), len(self.levels))
+
+    @cached_property
+    def _numbers(self) -> list[dict[Level, int]]:
+        return [{level: k for k, level in enumerate(row)} for row in self.levels]
 
     def decode(self, picks: Indices) -> Allocation:
         """The allocation that (layers,) numbers of levels stand for."""
