@@ -13,12 +13,13 @@ from autocompress.core import GRADIENT, Evaluate, Problem, Trial
 from autocompress.effort import EFFORTS, Plan, plan, share
 from autocompress.predictions import Estimate, Sensitivities
 from autocompress.strategies.exchange import Exchange, Rounds
+from autocompress.strategies.harms import measured_prices
 from autocompress.strategies.ilp import solve
 from autocompress.strategies.metering import metered
 from autocompress.strategies.racing import FIRST, race
 from autocompress.strategies.record import Record
 from autocompress.strategies.refinement import Refinement
-from autocompress.strategies.removal import Removal, measured_prices
+from autocompress.strategies.removal import Removal
 from autocompress.strategies.surrogate import SurrogateSearch
 from autocompress.strategies.uniform import nearest_uniform, uniform_origin
 from autocompress.strategies.units import only_removes, removes
