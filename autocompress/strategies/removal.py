@@ -129,8 +129,8 @@ class Removal:
             if step is not None:
                 found.setdefault(step.answer, step)
             spent = 2 * problem.spent() - before  # behind one more path
-            race = (len(found) + 3) * self._compare(problem)
-            if spent == before or spent > min(self.paths * self.tokens, self.tokens - race):
+            reserve = (len(found) + 3) * self._compare(problem)
+            if spent == before or spent > min(self.paths * self.tokens, self.tokens - reserve):
                 return list(found.values())
             number += 1
 
