@@ -27,7 +27,6 @@ from autocompress.strategies.units import only_removes, removes
 if TYPE_CHECKING:
     import numpy as np
 
-SCREEN = 1024  # tokens of an offspring, at most
 ROUNDS = 12  # windows that removal must have to measure anything
 
 
@@ -82,7 +81,7 @@ class Auto:
             generations=self.generations,
             tokens=spending.tokens,
             offspring=self.offspring,
-            screen=max(1, min(SCREEN, spending.compare // 4)),
+            screen=max(1, min(SurrogateSearch.screen, spending.compare // 4)),
             race_tokens=spending.compare,
             sensitivity_tokens=spending.sensitivities,
             prices=None if prices is None else prices.mean,

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 
 from autocompress.core import Allocation, Evaluate, Fidelity
 from autocompress.predictions import Estimate
-from autocompress.strategies.units import DROP, Rest, Unit, dropped
+from autocompress.strategies.units import DROP, NOTHING, Rest, Unit, dropped
 
 if TYPE_CHECKING:
     import numpy as np
-
-NOTHING: Unit = frozenset()
 
 
 @dataclass

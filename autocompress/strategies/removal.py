@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from autocompress.core import Allocation, Evaluate, Problem, Trial
 from autocompress.predictions import Estimate
 from autocompress.strategies import check_setting
-from autocompress.strategies.harms import NOTHING, Harms
+from autocompress.strategies.harms import Harms
 from autocompress.strategies.racing import FIRST, race
 from autocompress.strategies.uniform import nearest_uniform, uniform_origin
-from autocompress.strategies.units import Rest, Unit, dropped, find_units, only_removes
+from autocompress.strategies.units import NOTHING, Rest, Unit, dropped, find_units, only_removes
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,6 +12,7 @@ from autocompress.predictions import Sensitivities
 from autocompress.summary import block_of
 
 Unit = frozenset[int]  # layers of a space that are left out together
+NOTHING: Unit = frozenset()
 DROP: Level = Drop()
 
 

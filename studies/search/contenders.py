@@ -57,7 +57,7 @@ def _other(family: str, spending: Plan, scored: int) -> Strategy:
             race_tokens=scored,
             sensitivity_tokens=gradients,
         )
-    if family == "refinement":
+    if family == "refinement" and spending.steps:
         return Refinement(
             start,
             steps=spending.steps,
@@ -66,7 +66,7 @@ def _other(family: str, spending: Plan, scored: int) -> Strategy:
             contenders=spending.contenders,
             tokens=spending.compare,
         )
-    raise SystemExit(f"there is no contender '{family}'.")
+    raise SystemExit(f"there is no contender '{family}' of {tokens:,} tokens.")
 
 
 def _evopress(tokens: int) -> Strategy:
