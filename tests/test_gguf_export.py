@@ -272,6 +272,19 @@ def test_what_the_runtime_takes():
             },
             "llama-bpe",
         ),
+        (
+            {
+                "type": "Sequence",
+                "pretokenizers": [
+                    {
+                        "type": "Split",
+                        "pattern": {"Regex": r"(?i:'s|'t)|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"},
+                    },
+                    {"type": "ByteLevel", "add_prefix_space": True, "use_regex": False},
+                ],
+            },
+            None,
+        ),
     ],
 )
 def test_tokenizers_are_told_apart_by_how_they_split(described, name):

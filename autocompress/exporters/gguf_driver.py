@@ -28,12 +28,14 @@ PLAIN = {  # pre-tokenizers in a row
 def pre_tokenizer(description: Any) -> str | None:
     """llama.cpp's name of what tokenizer.json calls `pre_tokenizer`; None for unknown ones."""
     steps = (description or {}).get("pretokenizers", [description or {}])
+    if any(step.get("add_prefix_space") for step in steps):
+        return None
     for step in steps:
         pattern = step.get("pattern", {}).get("Regex", "") if step.get("type") == "Split" else ""
         for part, name in SPLITS.items():
             if part in pattern:
                 return name
-    if any(step.get("add_prefix_space") or not step.get("use_regex", True) for step in steps):
+    if any(not step.get("use_regex", True) for step in steps):
         return None
     if any(step.get("type") == "Digits" and not step.get("individual_digits") for step in steps):
         return None
