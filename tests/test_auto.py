@@ -100,3 +100,16 @@ def test_sensitivities_that_mislead_leave_uniform_the_incumbent():
     first, *_ = run(problem)
     assert first.allocation == nearest_uniform(problem)
     assert first.origin == "uniform w3g64"
+
+
+def test_uniform_is_scored_before_gradients_are_asked_for():
+    memory = Memory(SPACE, COSTS)
+    scored = []
+
+    def asked(tokens):
+        scored.append(len(memory.trials))
+        return toy_estimate(SPACE)
+
+    run(problem_of(evaluate=memory, sensitivities=asked))
+    first, *_ = scored
+    assert [trial.origin for trial in memory.trials[:first]] == ["uniform w2g64"]

@@ -120,12 +120,12 @@ def _remove(
 
 def _start(problem: Problem, spending: Plan, known: Trial | None) -> Trial:
     """The integer program's answer, or what is known or uniform where that is better."""
-    prices = problem.sensitivities(spending.sensitivities).mean
-    answer = solve(problem.space, problem.costs, problem.budgets, prices)
     uniform = nearest_uniform(problem)
     origin = uniform_origin(problem, uniform)
     first = problem.fidelity(min(FIRST * problem.window, spending.compare))
     problem.evaluate([uniform], first, origin)  # the race's first stage, under its own name
+    prices = problem.sensitivities(spending.sensitivities).mean
+    answer = solve(problem.space, problem.costs, problem.budgets, prices)
     before = [] if known is None else [known.allocation]
     best, *_ = race(problem, [*before, answer, uniform], spending.compare, "ilp")
     if known is not None and best.allocation == known.allocation:
