@@ -15,8 +15,8 @@ from autocompress.strategies.grid import Grid
 from autocompress.strategies.metering import metered
 from autocompress.strategies.record import Record, variances
 from autocompress.strategies.surrogate import SurrogateSearch
+from autocompress.strategies.surrogate_basis import Basis
 from autocompress.strategies.surrogate_model import (
-    Basis,
     Surrogate,
     expected_improvement,
     most_promising,

@@ -12,8 +12,8 @@ from autocompress.core import Allocation, Fidelity, Trial
 from autocompress.strategies.grid import Grid
 from autocompress.strategies.offspring import Offspring, diverse_elites
 from autocompress.strategies.record import Record, usual_spread, variances
+from autocompress.strategies.surrogate_basis import Basis
 from autocompress.strategies.surrogate_model import (
-    Basis,
     Surrogate,
     expected_improvement,
     most_promising,

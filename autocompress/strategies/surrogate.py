@@ -18,7 +18,7 @@ from autocompress.strategies.moves import Moves
 from autocompress.strategies.offspring import Offspring
 from autocompress.strategies.racing import race
 from autocompress.strategies.record import Record
-from autocompress.strategies.surrogate_model import Basis
+from autocompress.strategies.surrogate_basis import Basis
 
 if TYPE_CHECKING:
     import numpy as np

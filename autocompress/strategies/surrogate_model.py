@@ -2,86 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
-from autocompress.core import SearchSpace
 from autocompress.strategies.grid import Indices, Numbers
+from autocompress.strategies.surrogate_basis import Basis
 
-# Standard deviations of what features are off by, as shares of the sensitivities they stand for.
-TOTAL, KIND, BLOCK, LAYER, LEVEL = 0.15, 0.25, 0.15, 0.25, 0.15
-PAIRS, PAIR_KIND, PAIR = 0.1, 0.15, 0.1
-SCALES = (1 / 16, 1 / 4, 1.0, 4.0)  # of all these variances; the evidence decides
-REACH = 8  # layers of a block that are this far apart, or more, are no neighbours
-_NAME = re.compile(r"(?:.*?\.)??(\d+)\.(.+)")  # the first number of a layer's name is its block
-
-
-@dataclass(frozen=True, eq=False)
-class Basis:
-    """Features of an allocation, each scaled by how far the prices may be off there.
-
-    A layer's error is its sensitivity times one plus unknowns shared by all layers, by its kind
-    (all `mlp.down_proj`), by its block, and its own, per level too. Pairs of neighbours add
-    unknown multiples of the geometric mean of their sensitivities, which is how far two errors
-    can add up or cancel out: of all pairs, of a pair of kinds, and of the pair itself.
-    Neighbours are layers of one block, layers that follow each other, and layers of one kind in
-    blocks that follow each other.
-
-    Args:
-        prices: (layers, levels), nats/token; the prior's mean.
-        parts: (layers, levels), sensitivities, nats/token, not negative.
-        groups: (layers, unknowns), standard deviation of each unknown that a layer shares.
-        pairs: (2, pairs), layers.
-        pair_groups: (pairs, unknowns), likewise.
-    """
-
-    prices: Numbers
-    parts: Numbers
-    groups: Numbers
-    pairs: Indices
-    pair_groups: Numbers
-
-    @classmethod
-    def of(cls, space: SearchSpace, prices: Numbers, parts: Numbers) -> Self:
-        """The features of a space."""
-        blocks, kinds = _places(space)
-        count = len(kinds)
-        groups = np.hstack([
-            np.full((count, 1), TOTAL),
-            KIND * _one_hot(kinds),
-            BLOCK * _one_hot(blocks),
-            LAYER * np.eye(count),
-        ])  # fmt: skip
-        pairs = np.array(_neighbours(blocks, kinds), dtype=np.intp).reshape(-1, 2)
-        pair_kinds = [(kinds[i], kinds[j], blocks[i] == blocks[j]) for i, j in pairs]
-        pair_groups = np.hstack([
-            np.full((len(pairs), 1), PAIRS),
-            PAIR_KIND * _one_hot(pair_kinds),
-            PAIR * np.eye(len(pairs)),
-        ])  # fmt: skip
-        return cls(prices, np.maximum(parts, 0.0), groups, pairs.T, pair_groups)
-
-    def prior(self, picks: Indices) -> Numbers:  # (allocations,)
-        """The sum of the prices of (allocations, layers) levels."""
-        total: Numbers = self.prices[np.arange(picks.shape[1]), picks].sum(axis=1)
-        return total
-
-    def features(self, picks: Indices) -> Numbers:  # (allocations, features)
-        """Features of (allocations, layers) levels."""
-        layers = np.arange(picks.shape[1])
-        parts = self.parts[layers, picks]
-        one_hot = np.zeros((len(picks), *self.parts.shape))
-        one_hot[np.arange(len(picks))[:, None], layers, picks] = LEVEL * parts
-        roots = np.sqrt(parts)
-        products = roots[:, self.pairs[0]] * roots[:, self.pairs[1]]
-        flat = one_hot.reshape(len(picks), self.parts.size)
-        return np.hstack([parts @ self.groups, flat, products @ self.pair_groups])
+SCALES = (1 / 16, 1 / 4, 1.0, 4.0)  # of the variances of a basis; the evidence decides
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,22 +78,19 @@ class Surrogate:
     ) -> Numbers:  # (count, layers, levels)
         """Prices of single changes beside (layers,) levels, each by unknowns that may be true.
 
+        They are up to a constant of each layer.
+
         References:
             Wilson et al., "Efficiently Sampling Functions from Gaussian Process Posteriors",
             arXiv 2002.09309 (Matheron's rule).
         """
-        layers, levels = self.basis.parts.shape
-        singles = np.repeat(beside[None], layers * levels, axis=0)
-        singles[np.arange(len(singles)), np.repeat(np.arange(layers), levels)] = np.tile(
-            np.arange(levels), layers
-        )
         unknowns = rng.normal(size=(self.rows.shape[1], count))
         noise = rng.normal(size=(len(self.residual), count)) * np.sqrt(self.noise)[:, None]
         missed = self.residual[:, None] - self.rows @ unknowns - noise
         answered = np.linalg.solve(self.factor.T, np.linalg.solve(self.factor, missed))
         unknowns = unknowns + self.rows.T @ answered
-        off = self._rows(singles) @ unknowns
-        drawn: Numbers = np.moveaxis(off.reshape(layers, levels, count), 2, 0) + self.basis.prices
+        off = math.sqrt(self.scale) * self.basis.singles(unknowns, beside)
+        drawn: Numbers = off + self.basis.prices
         return drawn
 
     def _rows(self, picks: Indices) -> Numbers:
@@ -212,32 +139,3 @@ def most_promising(mean: Numbers, covariance: Numbers, noise: float, count: int)
         best = min(best, float(mean[pick]))
         left -= np.outer(left[pick], left[pick]) / (left[pick, pick] + noise)
     return chosen
-
-
-def _places(space: SearchSpace) -> tuple[list[int], list[str]]:
-    """Block and kind of every layer; one without a number in its name has a block of its own."""
-    blocks, kinds = [], []
-    for number, layer in enumerate(space.layers):
-        match = _NAME.match(layer.name)
-        blocks.append(int(match[1]) if match else -1 - number)
-        kinds.append(match[2] if match else layer.name)
-    return blocks, kinds
-
-
-def _neighbours(blocks: Sequence[int], kinds: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of layers, the earlier first."""
-    return [
-        (i, j)
-        for i, j in itertools.combinations(range(len(kinds)), 2)
-        if j == i + 1
-        or (blocks[i] == blocks[j] and j - i < REACH)
-        or (kinds[i] == kinds[j] and abs(blocks[j] - blocks[i]) == 1)
-    ]
-
-
-def _one_hot(labels: Sequence[object]) -> Numbers:  # (labels, different labels)
-    """A row per label with a one in the label's column."""
-    columns = {label: column for column, label in enumerate(dict.fromkeys(labels))}
-    found = np.zeros((len(labels), len(columns)))
-    found[np.arange(len(labels)), [columns[label] for label in labels]] = 1.0
-    return found

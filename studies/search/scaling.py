@@ -44,6 +44,7 @@ from autocompress.strategies.ilp import ILP
 from autocompress.strategies.refinement import Refinement
 from autocompress.strategies.samplers import SAMPLERS
 from autocompress.strategies.spdy import SPDY
+from autocompress.strategies.surrogate import SurrogateSearch
 from autocompress.strategies.uniform import Uniform
 from autocompress.study import Study
 
@@ -58,6 +59,7 @@ STRATEGIES: dict[str, tuple[Strategy, str]] = {
     "ilp": (ILP(), "solution"),
     "refinement, 1 step": (Refinement(Uniform(), steps=1), "step"),
     "evolution, 4 × 8": (Evolution(Uniform(), generations=4, offspring=8), "4 generations"),
+    "surrogate, 2 × 6": (SurrogateSearch(generations=2), "2 generations"),
     "spdy, tpe, 12": (SPDY(candidates=12), "12 candidates"),
 }
 
