@@ -45,9 +45,9 @@ def plan(tokens: int, window: int, available: int) -> Plan:
     """How `auto` spends `tokens`; all of a plan's sizes are whole windows.
 
     Gradients that say what every layer costs come first, because no candidate is better than
-    they are; half of the search split is enough for them. What is left over goes to exchanges
-    and evolution. Where tokens are few refinement's gradients say too little, and evolution has
-    theirs, too.
+    they are; of as many tokens as the search split has, at most. What is left over goes to
+    exchanges and evolution. Where tokens are few refinement's gradients say too little, and
+    evolution has theirs, too.
 
     Args:
         tokens: to spend.
@@ -68,7 +68,7 @@ def plan(tokens: int, window: int, available: int) -> Plan:
     def whole(share: float, passes: float, most: int) -> int:
         return max(1, min(int(share * tokens / passes), most) // window) * window
 
-    sensitivities = whole(SENSITIVITIES, GRADIENT, available // 2)
+    sensitivities = whole(SENSITIVITIES, GRADIENT, available)
     descent = whole(DESCENT, GRADIENT, tokens) // window  # windows
     left = tokens - GRADIENT * sensitivities
     if descent < REFINED:

@@ -26,9 +26,9 @@ Compute = Callable[[], dict[str, Sensitivities]]
 
 
 def sensitivities(session: Session, evaluator: Evaluator, study: Study, tokens: int) -> Estimate:
-    """The run's sensitivities from `tokens` search tokens, computed the first time."""
+    """The run's sensitivities from `tokens` tokens, computed the first time."""
     seed = session.config.seed
-    windows = session.windows.subset(Fidelity(tokens, seed))
+    windows = session.windows.for_sensitivities(tokens, seed)
 
     def compute() -> dict[str, Sensitivities]:
         with session.clock("sensitivities"), session.progress.task("sensitivities") as advance:

@@ -82,6 +82,19 @@ class Windows:
             )
         return np.random.default_rng(fidelity.seed).permutation(len(windows))[:count]
 
+    def for_sensitivities(self, tokens: int, seed: int) -> Ids:  # (tokens / window, window)
+        """Windows in an order of the seed; fewer tokens are a prefix of more.
+
+        Half of the search split, then the calibration split, then the other half: with the text
+        that Hessians saw, prices come from more text than candidates are compared on.
+        """
+        search, calibrate = (
+            self.subset(Fidelity(int(self.split(name).size), seed, name))
+            for name in ("search", "calibrate")
+        )
+        half = len(search) // 2
+        return np.concatenate([search[:half], calibrate, search[half:]])[: tokens // self.window]
+
     @cached_property
     def fingerprint(self) -> str:
         """Hex digest of every token of every split and the window (128 bits)."""

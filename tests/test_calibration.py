@@ -220,6 +220,20 @@ def test_subset_is_distinct_windows_nested_by_tokens(seed: int, count: int) -> N
         assert (windows.subset(Fidelity(8 * (count + 1), seed))[:count] == subset).all()
 
 
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 11))
+@settings(max_examples=30, deadline=None)
+def test_sensitivities_see_half_of_the_search_split_then_what_hessians_saw(
+    seed: int, count: int
+) -> None:
+    search, calibrate = np.arange(6 * 8).reshape(6, 8), 100 + np.arange(5 * 8).reshape(5, 8)
+    windows = calibration.Windows(8, calibrate, search, search, search, dict.fromkeys(SPLITS, ()))
+    found = windows.for_sensitivities(8 * count, seed)
+    assert found.shape == (count, 8)
+    assert (found[:3] == windows.subset(Fidelity(8 * min(count, 3), seed))).all()
+    assert (found[3:8] >= 100).all()
+    assert len({tuple(row) for row in found}) == count
+
+
 def test_fewer_tokens_of_a_seed_are_the_first_of_more(corpus: str) -> None:
     windows = windows_of(corpus)
     whole = windows.subset(Fidelity(128, 5, "test"))

@@ -73,10 +73,12 @@ class Refinement:
 
     def descend(self, problem: Problem, at: Allocation) -> tuple[Estimate, list[Allocation]]:
         """The prices after the last step, and every step's answer."""
-        before = problem.fidelity(self.sensitivity_tokens).tokens
-        batch = problem.fidelity(self.batch).tokens
-        prices = sensitivities = problem.sensitivities(before)
-        mean = sensitivities
+        seen, half, batch = (
+            problem.fidelity(tokens).tokens
+            for tokens in (self.sensitivity_tokens, problem.tokens // 2, self.batch)
+        )
+        mean = prices = sensitivities = problem.sensitivities(seen)
+        before = min(seen, half)  # sensitivities see the other half last
         answers: list[Allocation] = []
         for step in range(self.steps):
             around = problem.linearize(at, batch, before)

@@ -48,7 +48,7 @@ def table(found: list[dict[str, Any]]) -> str:
         pairs = list(zip(kl["winner"], kl["start"], kl["uniform"], strict=True))
         worse = sum(a > b for a, b, _ in pairs), sum(a > c for a, _, c in pairs)
         timed = [run for run in runs if run["seconds"]]  # in one process
-        own = [1 - run["model_seconds"] / run["seconds"] for run in timed]
+        own = [run["seconds"] - run["model_seconds"] for run in timed]
         lines.append(
             f"| {model} | {dtype} | {payload} | {name} | {len(runs)} "
             f"| {median(run['tokens'] for run in runs):,.0f} "
@@ -56,7 +56,7 @@ def table(found: list[dict[str, Any]]) -> str:
             f"| {median(kl['winner']):.4f} ({min(kl['winner']):.4f} to {max(kl['winner']):.4f}) "
             f"| {median(1 - a / c for a, _, c in pairs):.1%} "
             f"| {median(1 - a / b for a, b, _ in pairs):.1%} | {worse[0]} / {worse[1]} "
-            f"| {f'{median(own):.1%}' if own else '–'} | {split} |"
+            f"| {f'{median(own):.1f} s' if own else '–'} | {split} |"
         )
     return "\n".join(lines)
 
