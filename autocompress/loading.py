@@ -104,7 +104,7 @@ def dequantize(path: Path, out: Path) -> dict[str, Any]:
         return _written(path, out, METHOD)
     model, tokenizer, method = load_any(path, torch.float32)
     plain = _plain_copy(model).to(torch.bfloat16)
-    with disk_errors(out):
+    with disk_errors(out), silence():
         plain.save_pretrained(out)
         tokenizer.save_pretrained(out)
     return _written(path, out, method)

@@ -12,6 +12,7 @@ from runs import command
 from safetensors.torch import load_file, save_file
 from test_export import Made, logits_of, make, read
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from autocompress import exporting
 from autocompress.core import Allocation
@@ -145,6 +146,17 @@ def test_every_format_is_decoded_to_the_same_dense_model(result, exported, tiny_
         assert torch.equal(logits_of(read(tmp_path / str(number))), expected)
     with pytest.raises(OutputError, match="must be new or empty"):
         dequantize(result, tmp_path / "0")
+
+
+def test_no_bars_of_transformers_are_shown_and_they_are_back_behind(tiny_folder, tmp_path, capsys):
+    enabled = logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()
+    try:
+        dequantize(tiny_folder, tmp_path / "dense")
+        assert logging.is_progress_bar_enabled() and capsys.readouterr().err == ""
+    finally:
+        if not enabled:
+            logging.disable_progress_bar()
 
 
 def test_foreign_folders_are_scored(exported, tiny_folder):

@@ -217,15 +217,18 @@ def _check_tensors(folder: Path, info: dict[str, Any]) -> None:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """No warnings of transformers."""
+    """No warnings and no progress bars of transformers."""
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
