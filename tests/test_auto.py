@@ -113,3 +113,14 @@ def test_uniform_is_scored_before_gradients_are_asked_for():
     run(problem_of(evaluate=memory, sensitivities=asked))
     first, *_ = scored
     assert [trial.origin for trial in memory.trials[:first]] == ["uniform w2g64"]
+
+
+def test_what_exchanges_leave_is_spent_on_evolution():
+    memory = Memory(SPACE, COSTS)
+    problem = metered(toy_problem(SPACE, [parse_budget("3.0bits", SPACE)], COSTS, memory))
+    spending = plan(3000, WINDOW, TOKENS)
+    assert spending.steps > 0
+    run(problem, 3000)
+    assert memory.trials[-1].origin == "surrogate"
+    generation = (6 + 1) * (spending.compare // 4) + spending.compare
+    assert 3000 - problem.spent() < generation

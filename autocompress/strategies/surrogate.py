@@ -85,7 +85,9 @@ class SurrogateSearch:
         start = find_strategy(self.start)() if isinstance(self.start, str) else self.start
         for incumbent in start(problem, rng):
             yield incumbent
-        yield from self.evolve(problem, record, incumbent, rng)
+        gradients = GRADIENT * problem.fidelity(self.sensitivity_tokens).tokens
+        if self._left(problem) >= gradients + problem.fidelity(self.race_tokens).tokens:
+            yield from self.evolve(problem, record, incumbent, rng)
 
     def evolve(
         self, problem: Problem, record: Record, incumbent: Trial, rng: np.random.Generator
@@ -93,16 +95,11 @@ class SurrogateSearch:
         """The incumbent after every generation.
 
         Args:
-            problem: metered, evaluates through `record`.
+            problem: metered, evaluates through `record`; there are tokens for its sensitivities.
             record: what the model learns from, beside what it asks for.
         """
-
-        def left() -> float:
-            return math.inf if self.tokens is None else self.tokens - problem.spent()
-
         last = problem.fidelity(self.race_tokens)
-        gradients = GRADIENT * problem.fidelity(self.sensitivity_tokens).tokens
-        if self.generations == 0 or left() < gradients + last.tokens:
+        if self.generations == 0 or self._left(problem) < last.tokens:
             return
         learner, draw = self._learner(problem, record)
         (incumbent,) = problem.evaluate([incumbent.allocation], last, incumbent.origin)
@@ -111,17 +108,20 @@ class SurrogateSearch:
             few = problem.fidelity(self.screen, generation)
             if generation - 1 == self.generations or idle == self.patience:
                 return
-            if left() < (self.offspring + 1) * few.tokens + last.tokens:
+            if self._left(problem) < (self.offspring + 1) * few.tokens + last.tokens:
                 return
             parent = incumbent.allocation
             promising = learner.offspring(draw, parent, self.pool, self.offspring, few, rng)
             if not promising:  # nothing can move: every layer is as high as the budgets allow
                 return
             problem.evaluate([parent, *promising], few, "surrogate")
-            survivors = min(self.survivors, left() // last.tokens)
+            survivors = min(self.survivors, self._left(problem) // last.tokens)
             incumbent = self._race(problem, learner, incumbent, int(survivors))
             idle = idle + 1 if incumbent.allocation == parent else 0
             yield incumbent
+
+    def _left(self, problem: Problem) -> float:
+        return math.inf if self.tokens is None else self.tokens - problem.spent()
 
     def _race(self, problem: Problem, learner: Learner, incumbent: Trial, survivors: int) -> Trial:
         """The incumbent, or what beats it on the last windows and in the model's opinion."""
