@@ -29,8 +29,8 @@ def main() -> None:
     arena = open_arena(parser.parse_args().work)
     found = defaultdict(list)
     for folder in sorted((arena.work / "runs").iterdir()):
-        name, payload, seed = folder.name.rsplit("-", 2)
-        if "@" in name:
+        if "@" in folder.name:
+            name, payload, seed = folder.name.rsplit("-", 2)
             found[float(payload), name].append(pairs(arena, name, float(payload), int(seed)))
     print(
         "| Payload | Strategy | Runs | Allocations | Measured / predicted | Correlation (range) |"
