@@ -127,6 +127,17 @@ def test_it_knows_what_it_was_told_and_doubts_the_rest():
     assert 0.3 < np.sqrt(np.mean(z**2)) < 3, "deviations are what errors are like"
 
 
+def test_singles_are_features_times_unknowns():
+    at, layers, levels = some(1)[0], *PARTS.shape
+    unknowns = np.random.default_rng(0).normal(size=(BASIS.features(at[None]).shape[1], 2))
+    found = BASIS.singles(unknowns, at)
+    for layer in range(layers):
+        changed = np.repeat(at[None], levels, axis=0)
+        changed[:, layer] = np.arange(levels)
+        expected = BASIS.features(changed) @ unknowns
+        assert found[:, layer].T - found[:, layer, 0] == pytest.approx(expected - expected[0])
+
+
 def test_the_posterior_is_ridge_regression():
     rng, ones, others = np.random.default_rng(0), some(30), some(30, seed=1)
     gaps, noise = rng.normal(size=30), rng.uniform(0.5, 1, size=30)
