@@ -1,11 +1,12 @@
-"""How near to an optimum is what a search found? The best exchanges of two layers, measured.
+"""How near to an optimum is what a search found? Every promising exchange of two layers, measured.
 
-    python studies/search/exchanges.py WORK --seed 0 --pairs 24 --tokens 12288
+    python studies/search/exchanges.py WORK --seed 3 --tokens 2048 8192 24576
 
 Prices at the winner of `run.py`'s `auto@300000` come from gradients on the whole search split, more
-than the search could pay for. Of all pairs of changes that keep the budget the ones that promise
-most, each layer at most twice, are scored beside the winner on search windows. Those that gained
-are then made together, the best first, and both are scored on validation and test windows.
+than the search could pay for. All pairs of changes that keep the budget and promise a gain are
+scored beside the winner on search windows, the best fifth of them on more, and so on. Those that
+gained on the most are then made together, the best first, and both are scored on validation and
+test windows.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from autocompress.strategies.prices import prices_around
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 PAYLOAD = 3.0
-OFTEN = 2  # pairs that a layer may be in
+KEPT = 5  # one in so many pairs goes on to more windows
+SHOWN = 16  # pairs of a stage in the results
 
 
 class Pair(NamedTuple):
@@ -52,14 +54,16 @@ class Pair(NamedTuple):
         return {layer for layer, _ in self.changes}
 
 
+Gaps = dict[Pair, tuple[float, float]]  # mean difference to the winner and its standard error
+
+
 def main() -> None:
     """One winner."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
     parser.add_argument("--strategy", default="auto@300000")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pairs", type=int, default=24)
-    parser.add_argument("--tokens", type=int, default=12288)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 8192, 24576])
     arguments = parser.parse_args()
     arena = open_arena(arguments.work)
     key = (arguments.strategy, PAYLOAD, arguments.seed)
@@ -73,7 +77,7 @@ def main() -> None:
     found = {"strategy": arguments.strategy, "seed": arguments.seed, "dtype": arena.dtype, **found}
     with RESULTS.open("a") as file:
         file.write(json.dumps(found) + "\n")
-    print(json.dumps({name: value for name, value in found.items() if name != "pairs"}, indent=1))
+    print(json.dumps(found, indent=1))
 
 
 def exchange(arena: Arena, winner: Allocation, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -82,37 +86,49 @@ def exchange(arena: Arena, winner: Allocation, arguments: argparse.Namespace) ->
     with arena.problem(name, budget, arguments.seed) as (problem, _):
         sensitivities = problem.sensitivities(problem.tokens // 2)
         around = problem.linearize(winner, problem.tokens, 0)
-        prices = prices_around(sensitivities, winner, around).mean
-        count, pairs = promising(problem, winner, prices)
-        chosen = varied(pairs, arguments.pairs)
-        candidates = [winner, *(pair.of(winner) for pair in chosen)]
-        fidelity = problem.fidelity(arguments.tokens)
-        trials = problem.evaluate(candidates, fidelity, "exchange")
-        scores = {trial.allocation: trial.score for trial in trials}
-        gaps = [gap(scores[pair.of(winner)], scores[winner]) for pair in chosen]
-        together, taken = combined(winner, chosen, gaps)
-        after = problem.evaluate([together], fidelity, "exchange")[0].loss
+        pairs = promising(problem, winner, prices_around(sensitivities, winner, around).mean)
+        stages = []
+        for tokens in arguments.tokens:
+            gaps = measured(problem, winner, pairs, tokens)
+            pairs = list(gaps)[: max(1, len(gaps) // KEPT)]
+            stages.append(stage(gaps, tokens))
+        together, taken = combined(winner, gaps)
+        both = problem.evaluate([winner, together], problem.fidelity(tokens), "exchange")
     return {
-        "promising": count,
-        "tokens": fidelity.tokens,
-        "better": sum(mean < 0 for mean, _ in gaps),
-        "surely_better": sum(mean < -2 * error for mean, error in gaps),
-        "surely_worse": sum(mean > 2 * error for mean, error in gaps),
+        "stages": stages,
         "taken": taken,
-        "search": [scores[winner].loss, after],
+        "search": [trial.loss for trial in both],
         "winner": figures(arena, winner, True),
         "together": figures(arena, together, True),
-        "pairs": [
+    }
+
+
+def measured(problem: Problem, winner: Allocation, pairs: list[Pair], tokens: int) -> Gaps:
+    """Each pair's change of the loss on search windows, the best first."""
+    candidates = [winner, *(pair.of(winner) for pair in pairs)]
+    trials = problem.evaluate(candidates, problem.fidelity(tokens), "exchange")
+    scores = {trial.allocation: trial.score for trial in trials}
+    gaps = {pair: gap(scores[pair.of(winner)], scores[winner]) for pair in pairs}
+    return dict(sorted(gaps.items(), key=lambda it: it[1]))
+
+
+def stage(gaps: Gaps, tokens: int) -> dict[str, Any]:
+    """What the windows of a stage say of its pairs."""
+    return {
+        "tokens": tokens,
+        "pairs": len(gaps),
+        "better": sum(mean < 0 for mean, _ in gaps.values()),
+        "surely_better": sum(mean < -2 * error for mean, error in gaps.values()),
+        "surely_worse": sum(mean > 2 * error for mean, error in gaps.values()),
+        "best": [
             {"promised": pair.promised, "measured": mean, "stderr": error, "changes": text(pair)}
-            for pair, (mean, error) in zip(chosen, gaps, strict=True)
+            for pair, (mean, error) in list(gaps.items())[:SHOWN]
         ],
     }
 
 
-def promising(
-    problem: Problem, winner: Allocation, prices: Sensitivities
-) -> tuple[int, list[Pair]]:
-    """All pairs within the budget that promise a gain, the best first, and how many there are."""
+def promising(problem: Problem, winner: Allocation, prices: Sensitivities) -> list[Pair]:
+    """All pairs within the budget that promise a gain, the best first."""
     (budget,) = problem.budgets
     table = problem.table(budget.cost)
     slack = budget.limit - table.total(winner)
@@ -129,23 +145,10 @@ def promising(
     allowed = (sizes[:, None] + sizes[None] <= slack) & (layers[:, None] < layers[None])
     first, second = np.nonzero(allowed & (total < 0))
     order = np.argsort(total[first, second])
-    best = order[:200_000]
-    found = [
+    return [
         Pair(float(total[i, j]), (moves[i][:2], moves[j][:2]))
-        for i, j in zip(first[best], second[best], strict=True)
+        for i, j in zip(first[order], second[order], strict=True)
     ]
-    return len(order), found
-
-
-def varied(pairs: list[Pair], count: int) -> list[Pair]:
-    """The first pairs, each layer in `OFTEN` of them at most."""
-    used: dict[int, int] = {}
-    chosen: list[Pair] = []
-    for pair in pairs:
-        if len(chosen) < count and all(used.get(layer, 0) < OFTEN for layer in pair.layers):
-            chosen.append(pair)
-            used |= {layer: used.get(layer, 0) + 1 for layer in pair.layers}
-    return chosen
 
 
 def gap(one: Score, other: Score) -> tuple[float, float]:
@@ -154,13 +157,11 @@ def gap(one: Score, other: Score) -> tuple[float, float]:
     return float(gaps.mean()), float(gaps.std(ddof=1) / len(gaps) ** 0.5)
 
 
-def combined(
-    winner: Allocation, pairs: list[Pair], gaps: list[tuple[float, float]]
-) -> tuple[Allocation, int]:
+def combined(winner: Allocation, gaps: Gaps) -> tuple[Allocation, int]:
     """Pairs that gained more than their error, the best first, no layer twice; and how many."""
     touched: set[int] = set()
     taken = 0
-    for (mean, error), pair in sorted(zip(gaps, pairs, strict=True), key=lambda it: it[0][0]):
+    for pair, (mean, error) in gaps.items():
         if mean < -error and not touched & pair.layers:
             winner, touched, taken = pair.of(winner), touched | pair.layers, taken + 1
     return winner, taken
